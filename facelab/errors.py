@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Errors whose text is meant for the person at the keyboard."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A problem the user can mend: one line that says what, expected, got and remedy.
+
+    Command line entry points print it without a traceback and exit with status 2.
+    """
+
+
+def nearest(name: str, candidates: Iterable[str]) -> str:
+    """Return ``" Did you mean 'x'?"`` for the closest candidate, or an empty string.
+
+    >>> nearest("celeba_128", ["celebamask_hq_128", "cats"])
+    " Did you mean 'celebamask_hq_128'?"
+    """
+    close = difflib.get_close_matches(str(name), [str(c) for c in candidates], n=1, cutoff=0.5)
+    return f" Did you mean '{close[0]}'?" if close else ""
