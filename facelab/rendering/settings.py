@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a picture is rendered: everything the camera's 25 numbers do not fix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+Background = Literal["none", "last", "white", "black"]
+
+
+@dataclass(frozen=True)
+class RenderSettings:
+    """Settings of one render.
+
+    Attributes:
+        resolution: image side in pixels.
+        near, far: range of the ray parameter in scene units.
+        samples_coarse: depths per ray of the first pass.
+        samples_fine: importance samples per ray of the second pass, 0 for none.
+        grid: pixel grid, ``corners`` (pi-GAN, FENeRF, cGOF) or ``centers`` (EG3D, StyleSDF).
+        jitter: random depths and importance samples; False uses fixed midpoints, which does not flicker.
+        sigma_noise: standard deviation of the normal noise added to raw density.
+        density: activation of raw density.
+        background: ``last`` gives the missing weight to the last sample, ``white`` and ``black``
+            add or subtract it from every channel, ``none`` leaves empty rays at 0.
+        lock_view: the field sees the direction (0, 0, -1) instead of the ray's.
+        coarse_gradient: keep the graph of the coarse samples; False evaluates them without gradient.
+        normals: also compute surface normals from the density gradient.
+        max_points: field evaluations per chunk of rays when no gradient is recorded.
+        recompute: with gradient, keep nothing between chunks of ``max_points`` and recompute in the backward.
+    """
+
+    resolution: int = 64
+    near: float = 0.88
+    far: float = 1.12
+    samples_coarse: int = 24
+    samples_fine: int = 24
+    grid: Literal["corners", "centers"] = "corners"
+    jitter: bool = True
+    sigma_noise: float = 0.0
+    density: Literal["relu", "softplus"] = "relu"
+    background: Background = "none"
+    lock_view: bool = False
+    coarse_gradient: bool = True
+    normals: bool = False
+    max_points: int = 2_400_000
+    recompute: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.near < self.far:
+            raise ValueError(f"near and far must satisfy 0 < near < far, got near={self.near}, far={self.far}")
+        if self.resolution < 1 or self.samples_coarse < 3 or self.samples_fine < 0:
+            raise ValueError(
+                "resolution must be >= 1, samples_coarse >= 3 and samples_fine >= 0, got "
+                f"{self.resolution}, {self.samples_coarse}, {self.samples_fine}"
+            )
+
+    def replace(self, **changes) -> RenderSettings:
+        """A copy with some settings changed."""
+        return replace(self, **changes)
+
+    def deterministic(self) -> RenderSettings:
+        """The same picture without random numbers: no jitter, no density noise."""
+        return replace(self, jitter=False, sigma_noise=0.0)

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Volume rendering: sample, evaluate, merge, composite, in chunks of rays."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from facelab.cameras.rays import Rays
+from facelab.draws import Draws
+from facelab.fields.output import BoundField, FieldOutput
+from facelab.rendering.integrators import PointAlphaIntegrator, RenderOutput
+from facelab.rendering.ray_samplers import (
+    HierarchicalSampler,
+    RayNoise,
+    RaySampler,
+    SampleSet,
+    StratifiedSampler,
+    points_along,
+    view_directions,
+)
+from facelab.rendering.settings import RenderSettings
+
+
+def render_rays(
+    field: BoundField,
+    rays: Rays,
+    settings: RenderSettings,
+    draws: Draws | None = None,
+    keep_weights: bool = False,
+) -> RenderOutput:
+    """Render N x R rays of a field.
+
+    Without gradient the rays go through in chunks of ``settings.max_points`` evaluations, so that memory
+    depends on neither image size nor samples per ray; chunks slice one full draw, so that chunking does
+    not change the result. With gradient and ``settings.recompute`` each chunk is recomputed in the backward.
+
+    Args:
+        field: callable (points, directions) -> FieldOutput.
+        rays: N x R rays.
+        settings: near, far, sample counts, background ...
+        draws: random numbers ``jitter``, ``coarse_noise``, ``importance``, ``final_noise``.
+        keep_weights: return per-sample weights and depths too.
+
+    Returns:
+        RenderOutput with (N, R, ...) tensors.
+    """
+    integrator = PointAlphaIntegrator(settings.density, settings.background)
+    sampler: RaySampler = StratifiedSampler(settings)
+    if settings.samples_fine:
+        sampler = HierarchicalSampler(settings, PointAlphaIntegrator(settings.density))
+    images, count = rays.origins.shape[:2]
+    noise = RayNoise.draw(draws, settings, images, count, rays.origins.device)
+    per_ray = images * max(settings.samples_coarse, settings.samples_fine)
+    chunk = max(1, settings.max_points // max(per_ray, 1))
+    recording = torch.is_grad_enabled()
+    if chunk >= count or (recording and not settings.recompute):
+        return _render_chunk(field, rays, noise, settings, sampler, integrator, keep_weights)
+    parts = []
+    for start in range(0, count, chunk):
+        part = rays.part(start, start + chunk), noise.part(start, start + chunk)
+        arguments = (field, *part, settings, sampler, integrator, keep_weights)
+        if recording:
+            parts.append(checkpoint(_render_chunk, *arguments, use_reentrant=False, preserve_rng_state=False))
+        else:
+            parts.append(_render_chunk(*arguments))
+    return _cat_outputs(parts)
+
+
+def _render_chunk(
+    field: BoundField,
+    rays: Rays,
+    noise: RayNoise,
+    settings: RenderSettings,
+    sampler: RaySampler,
+    integrator: PointAlphaIntegrator,
+    keep_weights: bool,
+) -> RenderOutput:
+    directions = view_directions(rays, settings.lock_view)
+    t, values = merge_samples(sampler(rays, field, noise), field, directions)
+    output = integrator(t, values, noise.final)
+    if settings.normals:
+        output = replace(output, normals=_surface_normals(field, rays, output))
+    return output if keep_weights else replace(output, weights=None, t=None)
+
+
+def merge_samples(sets: list[SampleSet], field: BoundField, directions: Tensor) -> tuple[Tensor, FieldOutput]:
+    """Evaluate what is not yet evaluated and sort all samples of each ray by depth."""
+    outputs = [s.output if s.output is not None else field(s.points, directions) for s in sets]
+    if len(sets) == 1:
+        return sets[0].t, outputs[0]
+    t, order = torch.sort(torch.cat([s.t for s in sets], dim=-1), dim=-1)
+    return t, FieldOutput.cat(outputs).select(order)
+
+
+def _surface_normals(field: BoundField, rays: Rays, output: RenderOutput) -> Tensor:
+    """Unit normals -grad sigma at the expected depth; zero where the ray is empty."""
+    depth = (output.depth / output.opacity.clamp_min(1e-6)).detach()
+    with torch.enable_grad():
+        points = points_along(rays, depth).detach().requires_grad_(True)
+        sigma = field(points, rays.directions).sigma
+        (gradient,) = torch.autograd.grad(sigma.sum(), points)
+    normals = torch.nn.functional.normalize(-gradient.squeeze(2), dim=-1)
+    return normals * (output.opacity.detach() > 0.5)
+
+
+def _cat_outputs(parts: list[RenderOutput]) -> RenderOutput:
+    def cat(name: str) -> Tensor | None:
+        tensors = [getattr(p, name) for p in parts]
+        return None if tensors[0] is None else torch.cat(tensors, dim=1)
+
+    names = ("rgb", "depth", "opacity", "semantics", "weights", "t", "normals")
+    return RenderOutput(**{name: cat(name) for name in names})  # type: ignore[arg-type]
