@@ -13,6 +13,7 @@ from torch import Tensor
 from facelab.cameras import Camera
 from facelab.draws import Draws
 from facelab.fields.output import BoundField
+from facelab.rendering.background import FillColor, fill_background
 from facelab.rendering.settings import RenderSettings
 
 
@@ -129,3 +130,10 @@ class Generator(Protocol):
 def sample_latents(spec: Mapping[str, tuple[int, ...]], draws: Draws, count: int, device="cpu") -> dict[str, Tensor]:
     """Standard normal latents for ``spec``, drawn on the CPU (the same on every device)."""
     return {name: draws.normal(name, (count, *shape)).to(device) for name, shape in spec.items()}
+
+
+def fill_output(output: GeneratorOutput, color: FillColor = "black", reference: bool = False) -> GeneratorOutput:
+    """:func:`fill_background` for a picture, whose values lie in [-1, 1]."""
+    semantics = None if output.semantics is None else output.semantics / 2 + 0.5
+    rgb, semantics = fill_background(output.rgb / 2 + 0.5, semantics, output.opacity, color, reference)
+    return replace(output, rgb=2 * rgb - 1, semantics=None if semantics is None else 2 * semantics - 1)
