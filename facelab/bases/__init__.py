@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The generators that the methods stand on, each trainable and usable by itself."""
