@@ -125,9 +125,8 @@ def trajectory(name: str, frames: int, fov: float = 12.0, *, zoom: bool = False,
     Raises:
         UserError: an unknown name (with the nearest one) or a frame count below 1.
 
-    >>> path = trajectory("rotation_horizontal", 3)
-    >>> path.yaw.sub(1.5708).round(decimals=2).tolist()
-    [-0.5, 0.0, 0.5]
+    >>> [round(yaw, 3) for yaw in trajectory("rotation_horizontal", 3).yaw.tolist()]
+    [1.071, 1.571, 2.071]
     """
     if name not in _CURVES:
         raise UserError(f"unknown trajectory {name!r}, expected one of {', '.join(NAMES)}.{nearest(name, NAMES)}")
