@@ -20,6 +20,7 @@ from torch import Tensor
 
 from facelab.cameras.camera import Camera
 from facelab.errors import UserError, nearest
+from facelab.yaml_files import YAML_ERRORS, parse_yaml
 
 ZOOM_DEGREES = 5.0  # amplitude of the field of view in zoom, and in front with zoom
 LEVEL = math.pi / 2
@@ -267,7 +268,7 @@ def _number(row: Mapping, key: str, where: str) -> float:
     try:
         if isinstance(value, bool):
             raise TypeError
-        return float(value)  # YAML reads 1e-5 as text, so text that is a number is one
+        return float(value)
     except (TypeError, ValueError):
         raise UserError(f"{where}: {key} must be a number, got {value!r}") from None
 
@@ -278,11 +279,10 @@ def _parse(text: str, path: Path) -> object:
             return json.loads(text)
         except json.JSONDecodeError as error:
             raise UserError(f"{path}: not valid JSON, line {error.lineno}: {error.msg}") from error
-    import yaml
-
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        return parse_yaml(text)
+    except YAML_ERRORS as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}: not valid YAML{where}: {getattr(error, 'problem', error)}") from error
+        problem = str(getattr(error, "problem", None) or error).split("\n")[0]
+        raise UserError(f"{path}: not valid YAML{where}: {problem}") from error

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from facelab.data.labels import PALETTE
 from facelab.errors import UserError
 from facelab.files import atomic_path
 
@@ -49,12 +50,12 @@ def from_uint8(image: Tensor) -> Tensor:
     return image.float() / 127.5 - 1
 
 
-def labels_to_rgb(labels: Tensor, palette: Tensor | Sequence[Color]) -> Tensor:
+def labels_to_rgb(labels: Tensor, palette: Tensor | Sequence[Color] = PALETTE) -> Tensor:
     """Class maps -> palette pictures.
 
     Args:
         labels: (N, H, W) integers.
-        palette: (K, 3) colours in 0..255.
+        palette: (K, 3) colours in 0..255; by default those of the CelebAMask-HQ classes.
 
     Returns:
         (N, 3, H, W) uint8.
@@ -164,7 +165,7 @@ def save_png(path: str | Path, picture: Tensor | np.ndarray) -> None:
     _write_png(path, _pil_image(picture))
 
 
-def save_label_png(path: str | Path, labels: Tensor | np.ndarray, palette: Tensor | Sequence[Color]) -> None:
+def save_label_png(path: str | Path, labels: Tensor | np.ndarray, palette: Tensor | Sequence[Color] = PALETTE) -> None:
     """Write one (H, W) class map as an index PNG: pixels are class numbers, shown in palette colours."""
     from PIL import Image
 
