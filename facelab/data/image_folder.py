@@ -17,7 +17,7 @@ import torch
 from facelab.data import reading
 from facelab.data.batch import Batch
 from facelab.data.cache import AUTO_LIMIT, PreparedCache, Sample
-from facelab.data.labels import NUM_CLASSES
+from facelab.data.classes import NUM_CLASSES
 from facelab.data.transforms import AreaChain, Chain, PiganCelebaReference, PiganResizeReference
 from facelab.errors import UserError, nearest
 

@@ -1,77 +1,47 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The 19 CelebAMask-HQ classes: names, colours, encodings and the exchange of left and right.
+"""Encodings of the 19 CelebAMask-HQ classes: one-hot, colours, and the exchange of left and right.
 
-"Left" is the subject's left, which is the right side of the picture. A label map holds class
-numbers, (N, H, W) integers; background is class 0 and has no channel of its own in FENeRF's
-18-channel encoding.
+A label map holds class numbers, (N, H, W) integers; background is class 0 and has no channel of
+its own in FENeRF's 18-channel encoding. The tables stand in :mod:`facelab.data.classes` and can
+be had from here.
 """
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
-CLASSES: tuple[str, ...] = (
-    "background",
-    "skin",
-    "nose",
-    "eye_g",  # glasses
-    "l_eye",
-    "r_eye",
-    "l_brow",
-    "r_brow",
-    "l_ear",
-    "r_ear",
-    "mouth",
-    "u_lip",
-    "l_lip",
-    "hair",
-    "hat",
-    "ear_r",  # earring
-    "neck_l",  # necklace
-    "neck",
-    "cloth",
+from facelab.data.classes import (
+    CLASSES,
+    FLIP_TABLE,
+    LEFT_RIGHT,
+    NUM_CLASSES,
+    PAINT_ORDER,
+    PAINTER_ALIASES,
+    PALETTE,
+    SOFGAN_TO_CELEBA,
+    from_palette,
 )
-NUM_CLASSES = len(CLASSES)
 
-PALETTE: tuple[tuple[int, int, int], ...] = (
-    (0, 0, 0),
-    (204, 0, 0),
-    (76, 153, 0),
-    (204, 204, 0),
-    (51, 51, 255),
-    (204, 0, 204),
-    (0, 255, 255),
-    (255, 204, 204),
-    (102, 51, 0),
-    (255, 0, 0),
-    (102, 204, 0),
-    (255, 255, 0),
-    (0, 0, 153),
-    (0, 0, 204),
-    (255, 51, 153),
-    (0, 204, 204),
-    (0, 51, 0),
-    (255, 153, 51),
-    (0, 204, 0),
-)
-PAINTER_ALIASES: dict[tuple[int, int, int], int] = {(51, 255, 255): 7}  # FENeRF's painter colours r_brow so
-
-PAINT_ORDER: tuple[str, ...] = CLASSES[1:]  # part masks are painted in this order, later ones overwrite
-LEFT_RIGHT: tuple[tuple[int, int], ...] = ((4, 5), (6, 7), (8, 9))
-
-SOFGAN_TO_CELEBA: tuple[int, ...] = (0, 1, 6, 7, 4, 5, 2, 2, 10, 11, 12, 8, 9, 15, 3, 17, 16, 18, 13, 14)
-
-
-def _exchange_table() -> tuple[int, ...]:
-    table = list(range(NUM_CLASSES))
-    for left, right in LEFT_RIGHT:
-        table[left], table[right] = right, left
-    return tuple(table)
-
-
-FLIP_TABLE: tuple[int, ...] = _exchange_table()
+__all__ = [
+    "CLASSES",
+    "FLIP_TABLE",
+    "LEFT_RIGHT",
+    "NUM_CLASSES",
+    "PAINTER_ALIASES",
+    "PAINT_ORDER",
+    "PALETTE",
+    "SOFGAN_TO_CELEBA",
+    "colorize",
+    "decolorize",
+    "flip_labels",
+    "from_palette",
+    "from_scores",
+    "one_hot",
+    "one_hot_pm1",
+    "remap",
+    "remap_sofgan",
+]
 
 
 def one_hot_pm1(label_map: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -120,27 +90,6 @@ def decolorize(picture: Tensor) -> Tensor:
     return torch.from_numpy(ids).to(picture.device)
 
 
-def from_palette(picture: np.ndarray) -> np.ndarray:
-    """(..., 3) uint8 RGB -> (...) uint8 class numbers.
-
-    The painter's second colour for class 7 is understood too.
-
-    Raises:
-        ValueError: a colour that no class has; names it.
-    """
-    known = {**{colour: number for number, colour in enumerate(PALETTE)}, **PAINTER_ALIASES}
-    codes = np.array([_pack(np.array(colour)) for colour in known])
-    numbers = np.array(list(known.values()), dtype=np.uint8)
-    order = codes.argsort()
-    packed = _pack(picture)
-    place = np.searchsorted(codes[order], packed).clip(max=len(codes) - 1)
-    foreign = codes[order][place] != packed
-    if foreign.any():
-        colour = ",".join(str(int(v)) for v in picture[foreign][0])
-        raise ValueError(f"colour {colour} belongs to none of the {NUM_CLASSES} classes")
-    return numbers[order][place]
-
-
 def flip_labels(label_map: Tensor) -> Tensor:
     """Exchange left and right classes (eyes, brows, ears); the caller mirrors the picture itself. Same dtype."""
     return remap(label_map, FLIP_TABLE)
@@ -154,11 +103,6 @@ def remap_sofgan(label_map: Tensor) -> Tensor:
 def remap(label_map: Tensor, table: tuple[int, ...]) -> Tensor:
     """Replace every class number c by ``table[c]``. Same shape and dtype."""
     return torch.tensor(table, dtype=label_map.dtype, device=label_map.device)[label_map.long()]
-
-
-def _pack(picture: np.ndarray) -> np.ndarray:
-    wide = picture.astype(np.int64)
-    return wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2]
 
 
 def _check_map(label_map: Tensor) -> None:

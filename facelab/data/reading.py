@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from facelab.data.labels import NUM_CLASSES, from_palette
+from facelab.data.classes import NUM_CLASSES, from_palette
 from facelab.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")

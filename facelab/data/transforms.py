@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from facelab.data.labels import FLIP_TABLE
+from facelab.data.classes import FLIP_TABLE
 
 CROP = 0.8  # pi-GAN: short side to 320, then the middle 256
 _SHORT_SIDE, _CROP_SIDE = 320, 256

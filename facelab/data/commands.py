@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands of ``scripts/prepare_data.py``; imports click alone, so that ``--help`` is quick."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from facelab.errors import UserError
+
+FOLDER = click.Path(path_type=Path)
+
+
+def _plain_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """Print a UserError as one line: exit status 2, or 130 after Ctrl-C."""
+
+    @functools.wraps(command)
+    def run(**options) -> None:
+        try:
+            command(**options)
+        except UserError as error:
+            click.echo(f"error: {error}", err=True)
+            interrupted = type(error).__name__ == "Interrupted"
+            raise SystemExit(130 if interrupted else 2) from None
+        except KeyboardInterrupt:
+            click.echo("interrupted; nothing is lost, give the same command again", err=True)
+            raise SystemExit(130) from None
+
+    return run
+
+
+def _making(command: Callable[..., None]) -> Callable[..., None]:
+    """Options that the commands which make pairs have in common."""
+    options = (
+        click.option(
+            "--size", default=512, show_default=True, help="Short side of the pictures in pixels; never enlarged."
+        ),
+        click.option("--workers", type=click.IntRange(1), help="Worker processes.  [default: the CPUs at hand]"),
+        click.option("--quiet", is_flag=True, help="No progress bar."),
+    )
+    return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+def main() -> None:
+    """Make and check the data sets that training reads."""
+
+
+@main.command("celebamask-hq")
+@click.argument("src", type=FOLDER)
+@click.argument("dst", type=FOLDER)
+@_making
+@_plain_errors
+def celebamask_hq(src: Path, dst: Path, size: int, workers: int | None, quiet: bool) -> None:
+    """CelebAMask-HQ as downloaded (CelebA-HQ-img, CelebAMask-HQ-mask-anno) in SRC to pairs in DST.
+
+    Give the same command again after an interruption: pairs that are done are kept.
+    """
+    from facelab.data.prepare import prepare_celebamask_hq
+
+    _tell(prepare_celebamask_hq(src, dst, size, workers, not quiet).lines(), dst)
+
+
+@main.command()
+@click.argument("src_images", type=FOLDER)
+@click.argument("src_masks", type=FOLDER)
+@click.argument("dst", type=FOLDER)
+@click.option(
+    "--labels",
+    type=click.Choice(["celebamask", "sofgan"]),
+    default="celebamask",
+    show_default=True,
+    help="Class numbers of the masks.",
+)
+@_making
+@_plain_errors
+def ffhq(
+    src_images: Path, src_masks: Path, dst: Path, labels: str, size: int, workers: int | None, quiet: bool
+) -> None:
+    """FFHQ or other pictures in SRC_IMAGES with masks in SRC_MASKS (any subfolders) to pairs in DST.
+
+    Masks hold class numbers or the colours of the palette and are matched by relative path or name.
+    """
+    from facelab.data.prepare import prepare_ffhq
+
+    _tell(prepare_ffhq(src_images, src_masks, dst, size, workers, not quiet, labels).lines(), dst)
+
+
+@main.command()
+@click.argument("dst", type=FOLDER)
+@click.option("--count", type=click.IntRange(1), default=1000, show_default=True, help="Number of heads.")
+@click.option("--size", type=click.IntRange(8), default=128, show_default=True, help="Side of the pictures in pixels.")
+@click.option("--seed", default=0, show_default=True, help="The same seed makes the same heads.")
+@_plain_errors
+def synthetic(dst: Path, count: int, size: int, seed: int) -> None:
+    """Made-up heads with exact masks in DST: nothing to download, free to use."""
+    from facelab.data.synthetic import write_dataset
+
+    write_dataset(dst, count=count, size=size, seed=seed)
+    click.echo(f"{count} heads in {dst}")
+
+
+@main.command()
+@click.argument("folder", metavar="DIR", type=FOLDER)
+@click.option("--fast", is_flag=True, help="Of large sets, decode a sample of 64 only.")
+@_plain_errors
+def check(folder: Path, fast: bool) -> None:
+    """Look at every file of the data set DIR; exit status 2 if something is wrong."""
+    from facelab.data.celebamask_hq import CelebAMaskHQ
+    from facelab.data.prepare import histogram_lines
+
+    problems, report = CelebAMaskHQ(folder, 1, cache="none").inspect(fast)
+    for line in problems[:20]:
+        click.echo(line, err=True)
+    width, height = report.smallest
+    lines = [f"{report.samples} pairs, {report.decoded} decoded and sound, smallest picture {width}x{height}"]
+    lines += [f"note: {note}" for note in report.notes]
+    lines += histogram_lines(report.class_pixels or (), report.class_images or (), report.decoded)
+    _tell(lines, folder)
+    if problems:
+        raise UserError(f"{len(problems)} of {report.samples} pairs cannot be used; mend or remove them")
+
+
+def _tell(lines: list[str], folder: Path) -> None:
+    click.echo("\n".join([f"{folder}: {lines[0]}", *lines[1:]]))
