@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """python3 .ci/make_venv.py [EXTRA]: make .venv and install facelab into it, once per pyproject.toml.
 
-Runs under any Python 3 with nothing installed, so that an old one gets a sentence and not a syntax error.
+Runs under any Python with nothing installed, so that an old one gets a sentence and not a syntax error.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ def main():
 
 
 def make_venv():
-    print("Making .venv with %s" % sys.executable, flush=True)
+    say("Making .venv with %s" % sys.executable)
     done = subprocess.run([sys.executable, "-m", "venv", VENV], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if done.returncode:
         subprocess.run([sys.executable, "-c", "import shutil, sys; shutil.rmtree(sys.argv[1], True)", VENV])
@@ -41,14 +41,14 @@ def make_venv():
             "apt install python%s-venv; or use the interpreter as it is: make NO_VENV=1 ..." % version
         )
         last = done.stdout.decode(errors="replace").strip().splitlines()[-1:]
-        print("  " + "".join(last), file=sys.stderr)
+        sys.stderr.write("  " + "".join(last) + "\n")
         return False
     return True
 
 
 def install(extra, fingerprint):
     target = ".[%s]" % extra if extra else "."
-    print("Installing facelab %s into .venv (a few minutes the first time; torch is large)" % target, flush=True)
+    say("Installing facelab %s into .venv (a few minutes the first time; torch is large)" % target)
     start = time.time()
     command = [python(), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--editable", target]
     done = subprocess.run(command, cwd=ROOT)
@@ -56,7 +56,7 @@ def install(extra, fingerprint):
         return fail("pip could not install facelab: see its message above; is a package index reachable?")
     with open(stamp(extra), "w") as file:
         file.write(fingerprint)
-    print("Installed in %.0f s" % (time.time() - start), flush=True)
+    say("Installed in %.0f s" % (time.time() - start))
     return 0
 
 
@@ -84,8 +84,13 @@ def read(path):
         return ""
 
 
+def say(message):
+    sys.stdout.write(message + "\n")
+    sys.stdout.flush()
+
+
 def fail(message):
-    print("error: " + message, file=sys.stderr)
+    sys.stderr.write("error: " + message + "\n")
     return 2
 
 
