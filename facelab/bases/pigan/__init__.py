@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""pi-GAN (Chan et al., CVPR 2021, arXiv 2012.00926)."""
+"""pi-GAN: the SIREN generator that FENeRF stands on, trainable by itself."""

@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The public Python API: open a checkpoint, sample, render, extract a mesh.
+
+>>> import facelab
+>>> model = facelab.load("networks/fenerf_synthetic_64.safetensors")  # doctest: +SKIP
+>>> picture = model.sample(seed=3)  # doctest: +SKIP
+>>> picture.rgb.shape  # doctest: +SKIP
+torch.Size([1, 3, 64, 64])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from facelab.cameras import Camera
+from facelab.config import from_dict, to_dict
+from facelab.deviations import Deviation, active
+from facelab.draws import Draws
+from facelab.errors import UserError
+from facelab.generator import Codes, GeneratorOutput, Scene, fill_output
+from facelab.methods import load_method
+from facelab.rendering.settings import RenderSettings
+
+PREFERRED_WEIGHTS = ("ema", "generator", "ema_slow")
+
+
+def load(path: str | Path, device: str | torch.device = "cpu", weights: str | None = None) -> FaceModel:
+    """Open a facelab checkpoint: a run folder, a checkpoint folder or a single ``.safetensors`` model.
+
+    Method and configuration come from the file; nothing in it is executed. Files of the original
+    programs are converted first (``scripts/convert_checkpoint.py``).
+
+    Args:
+        path: where it lies, or the name of a bundled model (``networks/manifest.yaml``).
+        device: where the generator goes.
+        weights: ``ema`` (default where present), ``ema_slow`` or ``generator`` (not averaged).
+
+    Raises:
+        UserError: no such file, damaged, or without a generator; one line.
+    """
+    from facelab.checkpoints.format import load_checkpoint
+
+    checkpoint = load_checkpoint(_locate(path), device="cpu", with_state=False)
+    method_name = str(checkpoint.meta.get("method", ""))
+    method = load_method(method_name)
+    staged = from_dict(method.config_type, checkpoint.meta["config"], where=str(path))  # type: ignore[arg-type]
+    config = staged.at(int(checkpoint.step), int(checkpoint.meta.get("images", 0)))  # type: ignore[call-overload]
+    available = [name for name in PREFERRED_WEIGHTS if name in checkpoint.weights]
+    if weights is not None and weights not in available:
+        raise UserError(f"{path} has no weights '{weights}', it has {', '.join(available) or 'no generator at all'}")
+    if not available:
+        raise UserError(f"{path} holds no generator, only {sorted(checkpoint.weights)}")
+    generator = method.build_generator(config)
+    chosen = checkpoint.weights[weights or available[0]]
+    state = {k: v.float() if v.is_floating_point() else v for k, v in chosen.items()}
+    generator.load_state_dict(state)
+    generator.eval().requires_grad_(False).to(device)
+    if not generator.has_averages:
+        generator.update_averages()
+    return FaceModel(method, generator, config, dict(checkpoint.meta), Path(path))
+
+
+def _locate(path: str | Path) -> Path:
+    """The path itself, or the file of a bundled model of that name."""
+    if Path(path).exists():
+        return Path(path)
+    from facelab.assets import find_bundled
+
+    return find_bundled(str(path)) or Path(path)
+
+
+class FaceModel:
+    """A generator with its configuration, ready for use.
+
+    Attributes:
+        method: name of the method, for example ``fenerf``.
+        config: typed configuration of the run, at the checkpoint's step.
+        generator: the module, a :class:`facelab.generator.Generator`.
+        meta: what the checkpoint says of itself (step, images, deviations ...).
+        path: where it came from.
+    """
+
+    def __init__(self, method: Any, generator: Any, config: Any, meta: Mapping[str, Any], path: Path) -> None:
+        self._method = method
+        self.method: str = method.name
+        self.generator = generator
+        self.config = config
+        self.meta = dict(meta)
+        self.path = path
+
+    @property
+    def device(self) -> torch.device:
+        """Where the generator lives."""
+        return next(self.generator.parameters()).device
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """The generator's weights and stored averages by name."""
+        return self.generator.state_dict()
+
+    @property
+    def deviations(self) -> list[Deviation]:
+        """Where this model's configuration differs from the original program by default."""
+        return active(self._method.deviations, self.config.reference)
+
+    def latents(self, seed: int | Iterable[int]) -> dict[str, Tensor]:
+        """Latent codes of one or more seeds, the same on every device.
+
+        Each seed draws its codes one after the other (FENeRF: geometry, then appearance) from a CPU
+        generator, as ``torch.manual_seed(seed); torch.randn(1, 256)`` does.
+        """
+        seeds = [seed] if isinstance(seed, int) else list(seed)
+        rows: dict[str, list[Tensor]] = {name: [] for name in self.generator.latent_spec}
+        for one in seeds:
+            source = torch.Generator().manual_seed(one)
+            for name, shape in self.generator.latent_spec.items():
+                rows[name].append(torch.randn(1, *shape, generator=source))
+        return {name: torch.cat(parts).to(self.device) for name, parts in rows.items()}
+
+    @torch.no_grad()
+    def codes(self, seed: int | Iterable[int] = 0, truncation: float = 0.7) -> Codes:
+        """Mapped codes of seeds; ``truncation`` 1 is the full variety, 0 the average head."""
+        return self.generator.map(self.latents(seed), truncation=truncation)
+
+    def camera(self, pitch: float = 0.0, yaw: float = 0.0, fov: float | None = None) -> Camera:
+        """A camera on the unit sphere; pitch (up) and yaw in radians away from the frontal view, fov in degrees."""
+        c = self.config.camera
+        base_pitch, base_yaw = torch.pi / 2, torch.pi / 2
+        return Camera.on_sphere(base_pitch - pitch, base_yaw + yaw, fov or c.fov).to(self.device)
+
+    def settings(
+        self, resolution: int | None = None, ray_step_multiplier: int = 2, lock_view: bool = False
+    ) -> RenderSettings:
+        """Inference settings of this model: image side in pixels, factor on the samples per ray."""
+        return self._method.inference_settings(self.config, resolution, ray_step_multiplier, lock_view)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        seed: int | Iterable[int] = 0,
+        code: Codes | None = None,
+        camera: Camera | None = None,
+        *,
+        truncation: float = 0.7,
+        settings: RenderSettings | None = None,
+        fill: bool = True,
+    ) -> GeneratorOutput:
+        """Pictures of seeds, or of given codes, from one camera each (default: frontal).
+
+        See :meth:`render` for what comes back.
+        """
+        codes = code if code is not None else self.codes(seed, truncation)
+        return self.render(codes, camera, settings=settings, fill=fill)
+
+    @torch.no_grad()
+    def render(
+        self,
+        scene: Scene | Codes,
+        camera: Camera | None = None,
+        *,
+        settings: RenderSettings | None = None,
+        fill: bool = True,
+        seed: int = 0,
+    ) -> GeneratorOutput:
+        """Render a scene (or codes) from cameras; one scene and many cameras broadcasts.
+
+        Args:
+            scene: codes, or a scene that was computed once for many cameras.
+            camera: N cameras, default one frontal camera per scene.
+            settings: default :meth:`settings`.
+            fill: give empty rays the fill colour and prepend the background class to the labels.
+            seed: of the random depths, where the settings ask for any.
+
+        Returns:
+            rgb in [-1, 1], depth, opacity, semantics with background as channel 0 (if the model has labels).
+        """
+        if isinstance(scene, Codes):
+            scene = self.generator.scene(scene.to(self.device))
+        camera = self.camera() if camera is None else camera.to(self.device)
+        if len(camera) == 1 and scene.count > 1:
+            camera = Camera.cat([camera] * scene.count)
+        output = self.generator.render(scene, camera, settings or self.settings(), Draws(seed).at(phase="inference"))
+        if not fill or output.semantics is None:
+            return output
+        color = getattr(self.config.render, "fill_color", "black")
+        return fill_output(output, color, getattr(self.config.reference, "fill_labels", False))
+
+    def label_map(self, output: GeneratorOutput) -> Tensor:
+        """Class of each pixel of a filled picture: (N, S, S) integers, CelebAMask-HQ classes 0..18."""
+        if output.semantics is None:
+            raise UserError(f"this {self.method} model has no labels, so there is no segmentation to show")
+        return output.semantics.argmax(dim=1)
+
+    @torch.no_grad()
+    def extract_mesh(
+        self,
+        seed: int = 0,
+        code: Codes | None = None,
+        *,
+        resolution: int = 256,
+        cube_size: float = 0.3,
+        level: float = 10.0,
+        truncation: float = 0.5,
+        max_points: int = 100_000,
+        reference_lattice: bool | None = None,
+    ) -> Any:
+        """The surface of a head as a :class:`facelab.mesh.io.Mesh` with vertex colours.
+
+        Args:
+            seed, code, truncation: which head.
+            resolution: lattice points per side.
+            cube_size: side of the cube around the origin, scene units.
+            level: raw density of the surface.
+            max_points: field evaluations at a time.
+            reference_lattice: the original's sheared lattice; default as configured.
+
+        Raises:
+            UserError: the density never crosses the level; names its range.
+        """
+        from facelab.mesh.marching_cubes import extract_mesh
+
+        at = self._field_at(code if code is not None else self.codes(seed, truncation))
+        sheared = self.config.reference.sheared_lattice if reference_lattice is None else reference_lattice
+        return extract_mesh(
+            lambda p: at(p).sigma.reshape(-1),
+            resolution,
+            cube_size,
+            level,
+            max_points,
+            color=lambda p: at(p).rgb.reshape(-1, 3),
+            reference=sheared,
+            device=self.device,
+        )
+
+    def density(self, code: Codes) -> Callable[[Tensor], Tensor]:
+        """The raw density of a head: (P, 3) points in scene units -> (P,)."""
+        at = self._field_at(code)
+        return torch.no_grad()(lambda points: at(points).sigma.reshape(-1))
+
+    def _field_at(self, code: Codes) -> Callable[[Tensor], Any]:
+        field = self.generator.field(self.generator.scene(code.to(self.device)))
+
+        def at(points: Tensor) -> Any:
+            points = points.to(self.device)[None, :, None]
+            direction = torch.tensor([0.0, 0.0, -1.0], device=self.device).expand(1, points.shape[1], 3)
+            return field(points, direction)
+
+        return at
+
+    def save(self, path: str | Path, dtype: torch.dtype | None = None) -> Path:
+        """Write a single-file model (``.safetensors``) that :func:`load` reads."""
+        from facelab.checkpoints.format import export_model
+
+        meta = {**self.meta, "method": self.method, "config": to_dict(self.config)}
+        return export_model(path, {"ema": self.state}, meta, dtype=dtype)
+
+
+def mixed_codes(first: Codes, second: Codes, kind: str, t: Sequence[float]) -> list[Codes]:
+    """Codes along an interpolation: ``geo``, ``app``, ``both`` or ``non`` (see inference.interpolation)."""
+    from facelab.inference.interpolation import mix_factors
+
+    return [first.mix(second, mix_factors(kind, value, list(first.values))) for value in t]

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Configuration of pi-GAN; FENeRF extends it. Defaults are those of the paper's CelebA model."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from facelab.deviations import Deviation
+from facelab.training.config import CheckpointConfig, LogConfig, TrainConfig
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Generator."""
+
+    variant: str = "SPATIALSIRENBASELINE"  # named architecture, see facelab/bases/pigan/variants.py
+    hidden: int | None = None  # width of the field; None = the variant's
+    grid_size: int | None = None  # cells per side of the latent grid; None = the variant's
+    latent_dim: int = 256  # width of each latent code
+    mapping_hidden: int = 256
+    mapping_linears: int = 4
+
+
+@dataclass(frozen=True)
+class DiscriminatorConfig:
+    """Discriminators; all of a method share the architecture and differ in their input channels."""
+
+    kind: str = "CCSEncoderDiscriminator"  # named architecture
+    channels: list[int] | None = None  # channels after fromRGB and each block; None = the named architecture's
+    channels_last: bool = False  # memory layout; changes speed, not results
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Training pictures."""
+
+    path: str = ""  # folder (or glob for pi-GAN); empty = synthetic heads made on the fly
+    chain: str = "celeba"  # pi-GAN's preprocessing: celeba, cats or carla
+    crop: float | None = None  # middle square over the picture's short side; None = stated by the data, or 0.8
+    background_mask: bool = True  # blacken the background (data sets with masks)
+    cache: str = "auto"  # none, memory, auto, or a folder for memory-mapped arrays
+    heads: int = 20_000  # synthetic heads when path is empty
+
+
+@dataclass(frozen=True)
+class CameraConfig:
+    """Camera prior on the unit sphere; angles in radians, the field of view in degrees."""
+
+    distribution: str = "gaussian"  # uniform, gaussian, hybrid, truncated_gaussian, spherical_uniform, fixed
+    yaw_mean: float = math.pi / 2
+    yaw_std: float = 0.3
+    pitch_mean: float = math.pi / 2
+    pitch_std: float = 0.155
+    fov: float = 12.0
+
+
+@dataclass(frozen=True)
+class RenderConfig:
+    """Volume rendering in training; inference starts from these too."""
+
+    resolution: int = 64  # pixels
+    near: float = 0.88  # scene units along the ray
+    far: float = 1.12
+    samples: int = 12  # per ray in the first pass
+    hierarchical: bool = True  # as many importance samples again
+    density: str = "relu"  # or softplus
+    background: str = "none"  # none, last, white, black
+    eval_background: str = "none"  # the same for inference
+    noise_steps: int = 5000  # steps over which the density noise falls from 1 to 0
+    coarse_gradient: bool = True  # False evaluates coarse samples without gradient
+    precision: str = "fp32"  # of the field: fp32, tf32, fp16 (fused, phases in fp32), autocast (the run's)
+    max_points: int = 2_400_000  # field evaluations at a time without gradient
+    recompute: bool = False  # keep no activations for the backward
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of the losses (pi-GAN section 3.3, supplement)."""
+
+    r1: float = 0.2  # times 0.5 |grad D|^2 on real pictures
+    latent: dict[str, float] = field(default_factory=lambda: {"z": 0.0})  # reconstruction of each code by D
+    pose: float = 15.0  # reconstruction of pitch and yaw by D
+    topk_interval: int = 2000  # steps per factor 0.99 of the kept share of fakes
+    topk_floor: float = 0.6  # least share of fakes that train the generator
+    fade_steps: int = 10_000  # steps of fading in after each change of resolution
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Adam."""
+
+    generator_lr: float = 6e-5
+    image_lr: float = 2e-4  # image discriminator
+    betas: tuple[float, float] = (0.0, 0.9)
+    weight_decay: float = 0.0
+
+
+@dataclass(frozen=True)
+class EmaConfig:
+    """Exponential moving averages of the generator."""
+
+    decay: float = 0.999  # `ema`, the one that inference uses
+    slow_decay: float = 0.9999  # `ema_slow`
+
+
+@dataclass(frozen=True)
+class ReferenceConfig:
+    """Switches that restore what the original does where it is wrong; see DEVIATIONS."""
+
+    sum_chunks: bool = False
+    data_chain: bool = False
+    sheared_lattice: bool = False
+    random_inference: bool = False
+
+
+@dataclass(frozen=True)
+class PiganConfig:
+    """A pi-GAN run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    camera: CameraConfig = field(default_factory=CameraConfig)
+    render: RenderConfig = field(default_factory=RenderConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    ema: EmaConfig = field(default_factory=EmaConfig)
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(grad_clip=10.0))
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
+
+
+DATA_CHAIN = "the original resizes training pictures without antialiasing; we average over each pixel's area"
+
+
+def siren_deviations(method: str, data_chain: str = DATA_CHAIN) -> list[Deviation]:
+    """What pi-GAN and FENeRF share; ``data_chain`` says what the original's preprocessing does wrong."""
+    return [
+        Deviation(
+            method,
+            "sum_chunks",
+            "the original sums the generator loss over its chunks, so that its scale grows with their number; "
+            "we average",
+        ),
+        Deviation(method, "data_chain", data_chain),
+        Deviation(
+            method,
+            "sheared_lattice",
+            "the original's shape lattice is sheared by up to one voxel; ours is straight",
+        ),
+        Deviation(
+            method,
+            "random_inference",
+            "the original draws random depths at inference, videos flicker; ours are fixed",
+        ),
+    ]
+
+
+DEVIATIONS = siren_deviations("pigan")

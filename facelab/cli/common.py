@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all commands share: options, and one line instead of a traceback."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from facelab.errors import UserError
+
+Command = Callable[..., Any]
+
+
+def friendly(function: Command) -> Command:
+    """Turn errors that the user can mend into one line on stderr and exit status 2.
+
+    ``FACELAB_TRACEBACK=1`` shows the traceback, for reports.
+    """
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except (UserError, MemoryError, KeyboardInterrupt, BrokenPipeError, RuntimeError) as error:
+            if os.environ.get("FACELAB_TRACEBACK") == "1":
+                raise
+            message = explain(error)
+            if message is None:
+                raise
+            click.echo(f"error: {message}", err=True)
+            sys.exit(130 if isinstance(error, KeyboardInterrupt) else 2)
+
+    return wrapped
+
+
+def explain(error: BaseException) -> str | None:
+    """The line for the user, or None for a programming error, whose traceback is needed."""
+    if isinstance(error, UserError):
+        return " ".join(str(error).split())
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    if isinstance(error, BrokenPipeError):
+        return "the reader of the output went away"
+    if isinstance(error, MemoryError):
+        return "out of memory; lower --image-size, --max-points or the batch"
+    if type(error).__name__ == "OutOfMemoryError":
+        return (
+            "the GPU is out of memory; in training lower train.batch_chunk or set render.recompute=true, "
+            "for pictures lower --max-points"
+        )
+    return None
+
+
+def device_option(function: Command) -> Command:
+    return click.option(
+        "--device", default="auto", show_default=True, help="Where to compute: auto (cuda if there is one), cpu, cuda, cuda:1 ..."
+    )(function)
+
+
+def model_argument(function: Command) -> Command:
+    return click.argument("model", type=click.Path(path_type=Path))(function)
+
+
+def seeds_option(default: Sequence[int] = (0, 1, 2)) -> Callable[[Command], Command]:
+    """``--seeds 0,1,2`` or ``--seeds 0-7``."""
+    return click.option(
+        "--seeds",
+        default=",".join(map(str, default)),
+        show_default=True,
+        callback=lambda _ctx, _param, value: parse_seeds(value),
+        help="Which heads: numbers and ranges, for example 0,3,8-11.",
+    )
+
+
+def quality_options(function: Command) -> Command:
+    """Image size, samples per ray, view lock, chunk size."""
+    for option in (
+        click.option("--image-size", type=click.IntRange(1), default=None, help="Pixels per side. [default: as trained]"),
+        click.option(
+            "--ray-step-multiplier",
+            type=click.IntRange(1),
+            default=2,
+            show_default=True,
+            help="Factor on the samples per ray of training.",
+        ),
+        click.option("--lock-view-dependence", is_flag=True, help="Colour as seen from the front, from everywhere."),
+        click.option(
+            "--max-points",
+            type=click.IntRange(1),
+            default=2_400_000,
+            show_default=True,
+            help="Field evaluations at a time; bounds the memory, not the result.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def parse_seeds(text: str) -> list[int]:
+    """``"0,3,8-11"`` -> [0, 3, 8, 9, 10, 11]. click.BadParameter for anything else.
+
+    >>> parse_seeds("0,3,8-11")
+    [0, 3, 8, 9, 10, 11]
+    """
+    seeds: list[int] = []
+    try:
+        for part in str(text).replace(" ", ",").split(","):
+            if not part:
+                continue
+            first, dash, last = part.partition("-")
+            seeds.extend(range(int(first), int(last) + 1) if dash else [int(first)])
+    except ValueError:
+        seeds = []
+    if not seeds:
+        raise click.BadParameter(f"expected numbers and ranges such as 0,3,8-11, got {text!r}")
+    return seeds
+
+
+def pick_device(name: str) -> str:
+    """``auto`` -> cuda or cpu; UserError if a CUDA device is asked for and there is none."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"unknown device {name!r}, expected cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device {name} was asked for, but there are {torch.cuda.device_count()} GPUs; use --device cpu")
+    return name
+
+
+def open_model(path: Path, device: str, weights: str | None = None) -> Any:
+    """facelab.load with the device name resolved."""
+    import facelab
+
+    return facelab.load(path, pick_device(device), weights)
+
+
+def sized_settings(model: Any, image_size: int | None, steps: int, lock: bool, max_points: int) -> Any:
+    """The model's inference settings with the shared options applied."""
+    return model.settings(image_size, steps, lock).replace(max_points=max_points)

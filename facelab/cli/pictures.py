@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures of a model: what render_images and render_video compose. Tensors are uint8 (N, 3, S, S)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from facelab.cameras import Camera
+from facelab.errors import UserError, nearest
+from facelab.generator import Codes, GeneratorOutput
+from facelab.inference import pictures as pic
+
+VIEW_YAWS = (-0.5, -0.25, 0.0, 0.25, 0.5)  # radians, the originals' five views
+LAYERS = ("image", "mask", "blend", "depth", "normals")
+
+
+def parse_layers(text: str) -> list[str]:
+    """``"image,mask"`` -> names of :data:`LAYERS`. UserError with the nearest name otherwise."""
+    names = [name.strip() for name in text.replace("|", ",").split(",") if name.strip()]
+    for name in names:
+        if name not in LAYERS:
+            raise UserError(f"unknown layer {name!r}, expected some of {', '.join(LAYERS)}.{nearest(name, LAYERS)}")
+    if not names:
+        raise UserError(f"no layer chosen, expected some of {', '.join(LAYERS)}")
+    return names
+
+
+def available_layers(model: Any, names: Sequence[str] | None, settings: Any) -> tuple[list[str], Any]:
+    """The layers this model can show, and settings that compute them; named but missing ones are an error."""
+    labelled = model.config.__class__.__name__ != "PiganConfig"
+    if names is None:
+        names = ["image", "mask", "depth"] if labelled else ["image", "depth"]
+    missing = [name for name in names if name in ("mask", "blend") and not labelled]
+    if missing:
+        raise UserError(f"this {model.method} model has no labels, so there is no {missing[0]}; use image, depth, normals")
+    return list(names), settings.replace(normals="normals" in names)
+
+
+def layer(model: Any, output: GeneratorOutput, name: str) -> Tensor:
+    """One layer of rendered pictures as uint8 RGB."""
+    if name == "image":
+        return pic.to_uint8(output.rgb).cpu()
+    if name in ("mask", "blend"):
+        mask = pic.labels_to_rgb(model.label_map(output).cpu())
+        return mask if name == "mask" else pic.blend(layer(model, output, "image"), mask)
+    if name == "depth":
+        depth = output.depth / output.opacity.clamp_min(1e-4)
+        render = model.config.render
+        centre, half = (render.near + render.far) / 2, (render.far - render.near) / 2
+        return pic.depth_to_rgb(depth, centre - half, centre + half, output.opacity).cpu()
+    assert output.normals is not None
+    return pic.normals_to_rgb(output.normals, output.opacity[:, 0] > 0.5).cpu()
+
+
+def multi_view(model: Any, codes: Codes, settings: Any, layers: Sequence[str], yaws: Sequence[float]) -> dict[str, Tensor]:
+    """One head from several yaws: {layer: (views, 3, S, S)}; the scene is computed once."""
+    scene = model.generator.scene(codes)
+    outputs = [model.render(scene, model.camera(yaw=yaw), settings=settings) for yaw in yaws]
+    whole = GeneratorOutput.cat(outputs)
+    return {name: layer(model, whole, name) for name in layers}
+
+
+def frame(model: Any, codes: Codes, camera: Camera, settings: Any, layers: Sequence[str]) -> Tensor:
+    """One video frame: the layers side by side, (3, S, layers * S) uint8."""
+    output = model.render(codes, camera, settings=settings)
+    return pic.side_by_side(*(layer(model, output, name) for name in layers))[0]
+
+
+def sample_grids(model: Any, seeds: Sequence[int], settings: Any, truncation: float, yaw: float, columns: int) -> dict[str, Tensor]:
+    """Image and mask grids of many heads from one view, for training logs."""
+    output = GeneratorOutput.cat(
+        [
+            model.sample(seed, camera=model.camera(yaw=yaw), truncation=truncation, settings=settings)
+            for seed in seeds
+        ]
+    )
+    names, _ = available_layers(model, None, settings)
+    return {n: pic.image_grid(layer(model, output, n), columns) for n in names if n != "depth"}
+
+
+def stack_rows(rows: Sequence[Tensor]) -> Tensor:
+    """Rows (views, 3, S, S) below each other -> (3, rows * S, views * S)."""
+    return pic.image_grid(torch.cat(list(rows)), rows[0].shape[0])

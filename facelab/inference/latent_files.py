@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Codes on disk: our ``.safetensors``, and the ``.pth`` dictionaries of FENeRF's scripts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from facelab.errors import UserError
+from facelab.files import atomic_path
+from facelab.generator import Codes
+
+FORMAT = "facelab-codes"
+
+
+def save_codes(path: str | Path, codes: Codes, method: str) -> None:
+    """Write codes (N, 2, width each) as safetensors, atomically."""
+    from safetensors.torch import save_file
+
+    tensors = {name: value.detach().cpu().contiguous() for name, value in codes.values.items()}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, {"format": FORMAT, "method": method, "names": json.dumps(list(tensors))})
+
+
+def read_codes(path: str | Path, generator: Any) -> Codes:
+    """Read codes of our format or of FENeRF's ``freq_phase_offset_*.pth`` for a generator.
+
+    Raises:
+        UserError: missing, damaged, another kind of file, or codes of another width.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no codes at {path}: expected a .safetensors or .pth file; check the path")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            values = load_file(path)
+        else:
+            values = _from_original(torch.load(path, map_location="cpu", weights_only=True))
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path} cannot be read as codes ({type(error).__name__}); expected a file of --save-latents") from error
+    for name, average in generator.average_codes().values.items():
+        got = tuple(values[name].shape[1:]) if name in values else None
+        if got != tuple(average.shape[1:]):
+            raise UserError(
+                f"{path} does not fit this generator: expected codes '{name}' of shape (N, {', '.join(map(str, average.shape[1:]))}), "
+                f"got {'none' if got is None else ('(N, ' + ', '.join(map(str, got)) + ')')}; were they made with another model?"
+            )
+    device = next(generator.parameters()).device
+    return Codes({name: values[name].float().to(device) for name in generator.average_codes().values})
+
+
+def _from_original(data: Any) -> dict[str, Tensor]:
+    """The two dictionaries that FENeRF's scripts write under the same name.
+
+    Videos: ``truncated_{frequencies,phase_shifts}_{geo,app}``. Inversions: base values and offsets,
+    ``w_{geo,app}_{frequencies,phase_shifts}`` plus ``..._frequency_offsets`` and ``..._phase_shift_offsets``.
+    """
+    if not isinstance(data, dict):
+        raise UserError("expected a dictionary of tensors, as FENeRF's scripts write it")
+    codes = {}
+    for name in ("geo", "app"):
+        if f"truncated_frequencies_{name}" in data:
+            parts = [data[f"truncated_frequencies_{name}"], data[f"truncated_phase_shifts_{name}"]]
+        elif f"w_{name}_frequencies" in data:
+            parts = [
+                data[f"w_{name}_frequencies"] + data.get(f"w_{name}_frequency_offsets", 0),
+                data[f"w_{name}_phase_shifts"] + data.get(f"w_{name}_phase_shift_offsets", 0),
+            ]
+        else:
+            raise UserError(f"no codes of '{name}' in it; expected keys such as w_{name}_frequencies, got {sorted(data)[:4]}")
+        codes[name] = torch.stack([p.detach().float() for p in parts], dim=1)
+    return codes
