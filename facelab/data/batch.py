@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -103,7 +104,7 @@ class Batch:
         for item in items:
             if set(item._present()) != names:
                 raise ValueError(f"every item must have the fields {sorted(names)}, got {sorted(item._present())}")
-        joined: dict[str, object] = {}
+        joined: dict[str, Any] = {}
         for name in names:
             values = [getattr(item, name) for item in items]
             joined[name] = Camera.cat(values) if name == "camera" else torch.cat(values)

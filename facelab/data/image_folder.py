@@ -8,7 +8,7 @@ import glob
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +91,7 @@ class PictureSet:
     def with_image_size(self, image_size: int) -> PictureSet:
         """The same set at another size (a later stage of training); files are not listed again."""
         other = copy.copy(self)
-        other.chain = replace(self.chain, image_size=image_size)
+        other.chain = self.chain.resized(image_size)
         if other.chain.key != self.chain.key:
             other._cache = other._make_cache()
         return other
@@ -107,7 +107,8 @@ class PictureSet:
         images = np.stack([image.transpose(2, 0, 1) for image, _ in samples])
         if self.masks is None:
             return Batch(image=torch.from_numpy(images))
-        return Batch(torch.from_numpy(images), torch.from_numpy(np.stack([mask for _, mask in samples])))
+        masks = np.stack([mask for _, mask in samples if mask is not None])
+        return Batch(torch.from_numpy(images), torch.from_numpy(masks))
 
     def prepared(self, index: int) -> Sample:
         """Picture and mask after the chain's first step, from the cache if there is one."""

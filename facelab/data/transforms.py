@@ -11,7 +11,7 @@ comparison; they differ from the originals only in that the result is rounded to
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -26,8 +26,19 @@ _SHORT_SIDE, _CROP_SIDE = 320, 256
 class Chain(Protocol):
     """How a picture becomes a sample; see the module's docstring."""
 
-    image_size: int
-    flips: bool  # whether training mirrors half of the samples
+    @property
+    def image_size(self) -> int:
+        """Side of the finished sample in pixels."""
+        ...
+
+    @property
+    def flips(self) -> bool:
+        """Whether training mirrors half of the samples."""
+        ...
+
+    def resized(self, image_size: int) -> Chain:
+        """The same chain for samples of another side."""
+        ...
 
     @property
     def prepared_size(self) -> int:
@@ -75,6 +86,9 @@ class AreaChain:
         if not 0 < self.crop <= 1:
             raise ValueError(f"crop is a fraction of the short side in (0, 1], got {self.crop}")
 
+    def resized(self, image_size: int) -> AreaChain:
+        return replace(self, image_size=image_size)
+
     @property
     def prepared_size(self) -> int:
         return self.image_size
@@ -113,6 +127,9 @@ class FenerfReference:
     def __post_init__(self) -> None:
         _check_size(self.image_size)
 
+    def resized(self, image_size: int) -> FenerfReference:
+        return replace(self, image_size=image_size)
+
     @property
     def prepared_size(self) -> int:
         return _CROP_SIDE
@@ -145,6 +162,9 @@ class PiganCelebaReference:
     def __post_init__(self) -> None:
         _check_size(self.image_size)
 
+    def resized(self, image_size: int) -> PiganCelebaReference:
+        return replace(self, image_size=image_size)
+
     @property
     def prepared_size(self) -> int:
         return _CROP_SIDE
@@ -171,6 +191,9 @@ class PiganResizeReference:
 
     def __post_init__(self) -> None:
         _check_size(self.image_size)
+
+    def resized(self, image_size: int) -> PiganResizeReference:
+        return replace(self, image_size=image_size)
 
     @property
     def prepared_size(self) -> int:
@@ -200,8 +223,10 @@ def mirror(image: np.ndarray, mask: np.ndarray | None, exchange: bool) -> tuple[
 
 def blacken_background(image: Image.Image, mask: np.ndarray) -> Image.Image:
     """The picture with zeros where the mask, brought to its size by nearest pixels, is background."""
-    foreground = resize_mask(mask, *image.size) != 0
-    return Image.fromarray(np.asarray(image) * foreground[..., None])
+    foreground = resize_mask((mask != 0).view(np.uint8) * np.uint8(255), *image.size)
+    black = Image.new("RGB", image.size)
+    black.paste(image, mask=Image.fromarray(foreground))
+    return black
 
 
 def resize_mask(mask: np.ndarray, width: int, height: int) -> np.ndarray:
@@ -210,7 +235,7 @@ def resize_mask(mask: np.ndarray, width: int, height: int) -> np.ndarray:
         return mask
     rows = ((np.arange(height) + 0.5) * mask.shape[0] / height).astype(int)
     columns = ((np.arange(width) + 0.5) * mask.shape[1] / width).astype(int)
-    return mask[rows[:, None], columns]
+    return mask.take(rows, 0).take(columns, 1)
 
 
 def _nearest_crop(mask: np.ndarray, crop: float, size: int) -> np.ndarray:
@@ -220,7 +245,7 @@ def _nearest_crop(mask: np.ndarray, crop: float, size: int) -> np.ndarray:
     steps = (np.arange(size) + 0.5) * side / size
     rows = ((height - side) / 2 + steps).astype(int).clip(max=height - 1)
     columns = ((width - side) / 2 + steps).astype(int).clip(max=width - 1)
-    return mask[rows[:, None], columns]
+    return mask.take(rows, 0).take(columns, 1)
 
 
 def _short_side_crop(image: Image.Image, kind: Image.Resampling) -> Image.Image:
