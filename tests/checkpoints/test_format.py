@@ -305,7 +305,8 @@ _KILLED = """
 @pytest.mark.parametrize("where", ["in a file", "before the rename", "between the renames", "before the pointer"])
 def test_kill_9_in_the_middle_of_a_save(tmp_path: Path, where: str) -> None:
     fmt.save_checkpoint(fmt.checkpoint_folder(tmp_path, 1), {"g": {"w": torch.ones(9)}}, {"s": 1}, {"step": 1})
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    root = str(Path(fmt.__file__).parents[2])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
     child = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(_KILLED), where, str(tmp_path)],
         env=environment,
