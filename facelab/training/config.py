@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings of the training loop, the same for every method.
+
+A method's configuration holds ``train: TrainConfig``, ``checkpoint: CheckpointConfig`` and ``log: LogConfig`` (or
+subclasses with fields of its own). Rows of a curriculum may change any of them, except those of
+:data:`RUN_CONSTANTS`, which hold for the whole run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from facelab.errors import UserError
+
+RUN_CONSTANTS = (
+    "seed",
+    "precision",
+    "max_steps",
+    "nan",
+    "nan_limit",
+)  # of TrainConfig: read once, from the first stage
+RESUME_MAY_CHANGE = (
+    "train.max_steps",
+    "train.workers",
+    "train.nan_limit",
+    "checkpoint",
+    "log",
+)  # dotted keys or groups
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Adam, for configurations that describe an optimiser in YAML."""
+
+    lr: float = 2e-4  # per step
+    betas: tuple[float, float] = (0.0, 0.9)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    lazy_correction: bool = True  # lr * m, beta ** m when a lazy phase shares the optimiser
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, how large, how exact."""
+
+    seed: int = 0
+    max_steps: int = 200_000  # iterations, counted from the start of the run
+    batch_per_gpu: int = 24  # samples per process and step, used while batch_size is null
+    batch_size: int | None = None  # samples per step over all processes; null = batch_per_gpu * processes
+    batch_chunk: int = 6  # samples per forward and backward pass (less memory, same result)
+    precision: Literal["fp32", "tf32", "fp16", "bf16"] = "fp32"
+    grad_clip: float | None = None  # largest gradient norm of a phase; null = no clipping
+    nan: Literal["skip", "stop", "reference"] = "skip"  # not finite: skip the update | stop | NaN 0, inf 1e5
+    nan_limit: int = 3  # skipped steps in a row after which the run stops
+    workers: int = 2  # processes or threads that read data, per process
+    compile: bool = False  # methods compile the parts that are differentiated once
+
+    def __post_init__(self) -> None:
+        for name in ("max_steps", "batch_per_gpu", "batch_chunk", "nan_limit"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name} must be at least 1, got {getattr(self, name)}")
+        if self.grad_clip is not None and self.grad_clip <= 0:
+            raise ValueError(f"train.grad_clip must be positive or null, got {self.grad_clip}")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When to save and what to keep."""
+
+    every: int = 1000  # steps
+    keep_last: int = 3  # newest checkpoints that stay
+    keep_every: int = 0  # steps; checkpoints at multiples stay for good, 0 = none
+    max_shard_mb: int = 512  # MiB per file of optimiser state
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.keep_last < 1:
+            raise ValueError(f"checkpoint.every and keep_last must be at least 1, got {self.every}, {self.keep_last}")
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """What is told, and how often."""
+
+    every: int = 50  # steps between lines; the only moments at which the loop waits for the device
+    samples_every: int = 500  # steps between sample grids, 0 = none
+    progress: bool = True  # a bar on the terminal
+    tensorboard: bool = False  # needs the package tensorboard
+    wandb: bool = False  # needs the package wandb
+    wandb_project: str = "facelab"
+    wandb_mode: Literal["online", "offline", "disabled"] = "offline"
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.samples_every < 0:
+            raise ValueError(f"log.every must be at least 1 and samples_every 0 or more, got {self.every}")
+
+
+def global_batch(train: TrainConfig, processes: int) -> int:
+    """Samples per step over all processes."""
+    return train.batch_per_gpu * processes if train.batch_size is None else train.batch_size
+
+
+def check_shares(batch_size: int, chunk: int, processes: int, what: str = "train.batch_chunk") -> None:
+    """UserError unless every process gets the same whole number of chunks of a step."""
+    if batch_size % (chunk * processes):
+        raise UserError(
+            f"a batch of {batch_size} in chunks of {chunk} cannot be shared by {processes} processes: expected a "
+            f"multiple of {chunk * processes}; change train.batch_size, {what} or the number of processes"
+        )
+
+
+def may_change(key: str, allowed: tuple[str, ...] = RESUME_MAY_CHANGE) -> bool:
+    """True for settings that a resumed run may have changed; ``stages[i].`` in front is ignored.
+
+    >>> may_change("stages[1].log.every"), may_change("train.seed")
+    (True, False)
+    """
+    if key.startswith("stages["):
+        key = key.partition("].")[2]
+    return any(key == name or key.startswith(f"{name}.") for name in allowed)
+
+
+def sections(config: Any) -> tuple[TrainConfig, CheckpointConfig, LogConfig]:
+    """The three groups of a method's configuration. TypeError names a group that is missing."""
+    for name, kind in (("train", TrainConfig), ("checkpoint", CheckpointConfig), ("log", LogConfig)):
+        if not isinstance(getattr(config, name, None), kind):
+            raise TypeError(f"{type(config).__name__} must have a field '{name}' of type {kind.__name__}")
+    return config.train, config.checkpoint, config.log

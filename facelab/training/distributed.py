@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The processes of a run: who we are, sums over all, agreement on the host."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from facelab.errors import UserError
+
+Result = TypeVar("Result")
+TIMEOUT = datetime.timedelta(minutes=30)  # of a collective; rank 0 may be busy with sample grids or a save meanwhile
+
+
+@dataclass
+class Distributed:
+    """One process of a run. With one process every method is the identity and needs no process group.
+
+    Attributes:
+        rank: number of this process, 0 writes files.
+        world: number of processes.
+        local_rank: number on this machine.
+        device: where this process computes.
+        restarts: how often torchrun has restarted the run.
+    """
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    restarts: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """Sum over processes, in place."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def gather(self, value: Any) -> list[Any]:
+        """A small Python object of each process, on every process, in the order of ranks."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's Python object on every process."""
+        if self.world == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def broadcast_tensors_(self, tensors: list[Tensor]) -> None:
+        """Rank 0's values in place, so that all start from the same numbers."""
+        if self.world > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
+
+    def on_main(self, function: Callable[[], Result]) -> Result:
+        """Run on rank 0, wait, return its result everywhere; its UserError is raised on every process."""
+        result, error = None, None
+        if self.is_main:
+            try:
+                result = function()
+            except UserError as caught:
+                error = caught
+        outcome = self.broadcast((result, None if error is None else str(error)))
+        if error is not None:
+            raise error
+        if outcome[1] is not None:
+            raise UserError(outcome[1])
+        return outcome[0]
+
+    def barrier(self) -> None:
+        self.gather(None)
+
+
+class DelayedFlag:
+    """An agreed stop: each process raises its flag when it likes, all learn of it at the same later step.
+
+    The exchange of one step runs in the background and is read at the next, so nobody waits for it.
+    """
+
+    def __init__(self, distributed: Distributed) -> None:
+        self._distributed = distributed
+        self._flag = torch.zeros(1, dtype=torch.int32)
+        self._work: Any = None
+
+    def exchange(self, value: int) -> int:
+        """Send this step's value; return the largest value that any process sent at the step before."""
+        if self._distributed.world == 1:
+            return value
+        agreed = self._finish()
+        self._flag = torch.tensor([value], dtype=torch.int32)
+        self._work = dist.all_reduce(self._flag, op=dist.ReduceOp.MAX, async_op=True)
+        return agreed
+
+    def close(self) -> None:
+        """Complete an exchange under way; every process must call it at the same step."""
+        self._finish()
+
+    def _finish(self) -> int:
+        if self._work is None:
+            return 0
+        self._work.wait()
+        self._work = None
+        return int(self._flag.item())
+
+
+def under_torchrun() -> bool:
+    """True in a worker that torchrun (or a compatible launcher) has started."""
+    return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"))
+
+
+def from_torchrun(device: str | None) -> Distributed:
+    """Join the processes that torchrun started. UserError if this machine has too few GPUs for them."""
+    rank, world, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if kind.startswith("cuda") and local >= torch.cuda.device_count():
+        raise UserError(
+            f"torchrun started worker {local} on this machine, which has {torch.cuda.device_count()} GPUs; "
+            "lower --nproc-per-node or pass --device cpu"
+        )
+    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    return join(rank, world, local, kind, "env://", restarts)
+
+
+def join(rank: int, world: int, local_rank: int, kind: str, init_method: str, restarts: int = 0) -> Distributed:
+    """Open the process group: gloo for CPU tensors and Python objects, NCCL for CUDA tensors."""
+    device = torch.device("cuda", local_rank) if kind.startswith("cuda") else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if world > 1:
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, init_method=init_method, rank=rank, world_size=world, timeout=TIMEOUT)
+    return Distributed(rank, world, local_rank, device, restarts)
+
+
+def leave() -> None:
+    """Close the process group, if there is one."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()

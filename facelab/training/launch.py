@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From one command to the processes of a run: torchrun is recognised, ``--gpus N`` and ``--processes N`` spawn.
+
+What was asked for is what runs, or one line says why not; nothing falls back silently.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from multiprocessing import connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from facelab.errors import UserError
+from facelab.training.distributed import Distributed, from_torchrun, join, leave, under_torchrun
+
+Worker = Callable[..., int | None]  # worker(distributed, *args) -> exit code
+GRACE = 5.0  # seconds in which the other processes may fail or finish after the first failure
+
+
+class WorkerError(UserError):
+    """A process of the run failed; ``trace`` is its traceback, if it left one."""
+
+    def __init__(self, message: str, trace: str = "") -> None:
+        super().__init__(message)
+        self.trace = trace
+
+
+def launch(
+    worker: Worker,
+    args: Sequence[Any] = (),
+    *,
+    device: str | None = None,
+    gpus: int | None = None,
+    processes: int | None = None,
+) -> int:
+    """Run ``worker(distributed, *args)`` in every process of the run and return the exit code.
+
+    Args:
+        worker: a function of a module, with arguments that can be pickled; returns an exit code or None.
+        device: ``"cuda"``, ``"cpu"`` or None: cuda if there is one.
+        gpus: processes on the GPUs of this machine, one each; None = one.
+        processes: processes on the CPU.
+
+    Raises:
+        UserError: the machine has not what was asked for, options contradict each other, or a process failed.
+    """
+    if under_torchrun():
+        if gpus is not None or processes is not None:
+            raise UserError(
+                "torchrun sets the number of processes: leave out --gpus and --processes, use --nproc-per-node"
+            )
+        return _under_torchrun(worker, args, device)
+    kind, count = plan(device, gpus, processes, torch.cuda.device_count() if device != "cpu" else 0)
+    if count > 1:
+        return _spawn(worker, args, kind, count)
+    return worker(join(0, 1, 0, kind, ""), *args) or 0
+
+
+def plan(device: str | None, gpus: int | None, processes: int | None, available: int) -> tuple[str, int]:
+    """Check what was asked for against the GPUs there are -> (``"cuda"`` or ``"cpu"``, number of processes).
+
+    >>> plan(None, None, None, available=0), plan("cpu", None, 2, available=8), plan(None, 4, None, available=8)
+    (('cpu', 1), ('cpu', 2), ('cuda', 4))
+    """
+    if device not in (None, "cpu", "cuda"):
+        raise UserError(f"--device must be cuda or cpu, got {device!r}")
+    for name, number in (("--gpus", gpus), ("--processes", processes)):
+        if number is not None and number < 1:
+            raise UserError(f"{name} must be at least 1, got {number}")
+    if gpus is not None and (device == "cpu" or processes is not None):
+        raise UserError("--gpus contradicts --device cpu and --processes; use --gpus N, or --device cpu --processes N")
+    if processes is not None and device != "cpu":
+        raise UserError("--processes needs --device cpu; on GPUs use --gpus N")
+    if gpus is not None and gpus > available:
+        raise UserError(
+            f"--gpus {gpus}: this machine has {available} usable CUDA GPUs; "
+            + (f"use --gpus {available}" if available else "use --device cpu --processes N")
+        )
+    if device == "cuda" and not available:
+        raise UserError("--device cuda: this machine has no usable CUDA GPU; use --device cpu")
+    if processes is not None:
+        return "cpu", processes
+    return ("cuda", gpus or 1) if available and device != "cpu" else ("cpu", 1)
+
+
+def _under_torchrun(worker: Worker, args: Sequence[Any], device: str | None) -> int:
+    distributed = from_torchrun(device)
+    try:
+        code = worker(distributed, *args) or 0
+    except UserError as error:
+        print(
+            f"error: {error}" if distributed.is_main else f"error [process {distributed.rank}]: {error}",
+            file=sys.stderr,
+        )
+        return 2
+    leave()
+    return code
+
+
+# --- spawning
+
+
+def _spawn(worker: Worker, args: Sequence[Any], kind: str, count: int) -> int:
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory(prefix="facelab-") as folder:
+        common = (count, kind, folder, os.getpid(), worker, tuple(args))
+        children = [context.Process(target=_child, args=(rank, *common)) for rank in range(count)]
+        with _forward_signals(children):
+            for child in children:
+                child.start()
+            codes = _wait(children)
+        failures = _failures(codes, Path(folder))
+    if failures:
+        raise failures[0]
+    return max(code or 0 for code in codes)
+
+
+def _wait(children: list[BaseProcess]) -> list[int | None]:
+    """Wait for all; after the first failure give the others a moment to fail themselves, then kill them."""
+    deadline = None
+    while any(child.exitcode is None for child in children):
+        connection.wait([child.sentinel for child in children if child.exitcode is None], timeout=0.2)
+        failed = any(child.exitcode not in (None, 0, 130, 143) for child in children)
+        if failed and deadline is None:
+            deadline = time.monotonic() + GRACE
+        if deadline is not None and time.monotonic() > deadline:
+            for child in children:
+                if child.exitcode is None:
+                    child.kill()
+                    child.join()
+                    child.late = True  # type: ignore[attr-defined]
+    return [None if getattr(child, "late", False) else child.exitcode for child in children]
+
+
+def _failures(codes: list[int | None], folder: Path) -> list[WorkerError]:
+    """One error per failed process: causes before consequences (a lost connection), then by time."""
+    found: list[tuple[bool, float, WorkerError]] = []
+    for rank, code in enumerate(codes):
+        where = f"process {rank} of {len(codes)}"
+        file = folder / f"error_{rank}.json"
+        if file.exists():
+            report = json.loads(file.read_text())
+            text = report["text"] if report["user"] else f"{where} failed: {report['text']}"
+            found.append((report["secondary"], report["time"], WorkerError(text, report["trace"])))
+        elif code is not None and code < 0:
+            name = signal.Signals(-code).name
+            text = f"{where} was killed by {name}; the run goes on from its last checkpoint with --resume auto"
+            found.append((False, 0.0, WorkerError(text)))
+        elif code not in (None, 0, 130, 143):
+            found.append((True, 0.0, WorkerError(f"{where} ended with status {code}")))
+    return [error for _, _, error in sorted(found, key=lambda item: item[:2])]
+
+
+@contextlib.contextmanager
+def _forward_signals(children: list[BaseProcess]):
+    """Pass SIGINT and SIGTERM on to the children, which decide; they sit in process groups of their own."""
+
+    def forward(number: int, frame: Any) -> None:
+        for child in children:
+            if child.pid is not None and child.exitcode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child.pid, number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _child(rank: int, world: int, kind: str, folder: str, parent: int, worker: Worker, args: tuple) -> None:
+    os.setpgid(0, 0)  # Ctrl-C reaches the parent only, which passes it on once
+    threading.Thread(target=_follow, args=(parent,), daemon=True).start()
+    if kind == "cpu" and sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # one machine: no need to resolve its host name
+    code = 1
+    try:
+        distributed = join(rank, world, rank, kind, (Path(folder) / "rendezvous").as_uri())
+        code = worker(distributed, *args) or 0
+        leave()
+    except KeyboardInterrupt:
+        code = 130
+    except BaseException as error:
+        _report(error, Path(folder) / f"error_{rank}.json")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # after a failure, tearing down communicators could wait for processes that are gone
+
+
+def _follow(parent: int) -> None:
+    """End with the parent: ask for a save as soon as it is gone."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _report(error: BaseException, file: Path) -> None:
+    """Leave the error for the parent: one line, the traceback, and whether it looks like a consequence of another."""
+    lines = str(error).strip().splitlines() or [""]
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    user = isinstance(error, UserError)
+    lost = any(word in str(error) for word in ("Connection closed", "Connection reset", "NCCL", "gloo", "Broken pipe"))
+    report = {
+        "text": lines[0] if user else f"{type(error).__name__}: {lines[0]}{place}",
+        "user": user,
+        "secondary": not user and (isinstance(error, dist.DistError) or lost),
+        "time": time.time(),
+        "trace": "".join(traceback.format_exception(type(error), error, error.__traceback__)),
+    }
+    with contextlib.suppress(OSError):
+        file.with_suffix(".tmp").write_text(json.dumps(report))
+        os.replace(file.with_suffix(".tmp"), file)
