@@ -57,9 +57,10 @@ def topk_output(case: Case, count: int) -> Tensor:
 def pigan_losses(meta: Meta, arrays: Arrays) -> Arrays:
     """R1, penalties, both losses and the gradient norm of the discriminator."""
     case = meta["config"]
-    model = load_discriminator(
-        meta, published_config("CCSEncoderDiscriminator", in_channels=arrays["in_fake"].shape[1])
+    config = published_config(
+        "CCSEncoderDiscriminator", in_channels=arrays["in_fake"].shape[1], latents={"z": arrays["in_z"].shape[1]}
     )
+    model = load_discriminator(meta, config)
     truth = {"z": arrays["in_z"], "pose": arrays["in_position"]}
     weights = {"z": case["z_lambda"], "pose": case["pos_lambda"]}
     d_loss, r1 = discriminator_loss(model, arrays["in_real"], arrays["in_fake"], truth, weights, case)
