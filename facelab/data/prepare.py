@@ -323,9 +323,8 @@ def _claim(target: Path, settings: dict[str, object]) -> None:
         except (OSError, ValueError) as error:
             raise UserError(f"{path}: cannot be read ({error}); choose another target folder") from error
         if before != settings:
-            raise UserError(
-                f"{target} was begun with {before}, now {settings}; give the same options or choose another folder"
-            )
+            was, now = (" ".join(f"{key}={value}" for key, value in dict(d).items()) for d in (before, settings))
+            raise UserError(f"{target} was begun with {was}, got {now}; give the same options or choose another folder")
     elif any((target / name).exists() for name in (IMAGES, MASKS)):
         raise UserError(f"{target} already holds a data set that was not made by this command; choose another folder")
     else:
