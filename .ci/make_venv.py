@@ -50,7 +50,17 @@ def install(extra, fingerprint):
     target = ".[%s]" % extra if extra else "."
     say("Installing facelab %s into .venv (a few minutes the first time; torch is large)" % target)
     start = time.time()
-    command = [python(), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--editable", target]
+    command = [
+        python(),
+        "-m",
+        "pip",
+        "install",
+        "-qq",
+        "--no-compile",
+        "--disable-pip-version-check",
+        "--editable",
+        target,
+    ]
     done = subprocess.run(command, cwd=ROOT)
     if done.returncode:
         return fail("pip could not install facelab: see its message above; is a package index reachable?")

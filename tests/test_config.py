@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from facelab import config as cfg
 from facelab.errors import UserError
+from facelab.methods import METHODS, load_config_type
 from facelab.yaml_files import dump_yaml, parse_yaml
 
 
@@ -351,12 +352,17 @@ def test_curricula(monkeypatch: pytest.MonkeyPatch, write, tmp_path: Path) -> No
     assert cfg.find_curricula("nothing") == {}
 
 
-def test_shipped_curricula_read(checkout: Path) -> None:
-    folders = [p.name for p in (checkout / "configs").iterdir() if p.is_dir()]
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_shipped_curricula_load_and_round_trip(method: str, checkout: Path, tmp_path: Path) -> None:
     assert cfg.configs_folder() == checkout / "configs"
-    for method in folders:
-        names = [name for c in cfg.list_curricula(method) for name in (c.name, *c.aliases)]
-        assert len(names) == len(set(names)), f"{method}: a name stands for two curricula"
+    curricula = cfg.list_curricula(method)
+    names = [name for c in curricula for name in (c.name, *c.aliases)]
+    assert len(names) == len(set(names)), "a name stands for two curricula"
+    assert "debug" in names and all(c.description for c in curricula)
+    for curriculum in curricula:
+        staged = cfg.load_staged(load_config_type(method), [curriculum.path])
+        cfg.save_resolved(staged, tmp_path / "config.yaml")
+        assert cfg.load_staged(load_config_type(method), [tmp_path / "config.yaml"]) == staged
 
 
 def test_import_is_light() -> None:
