@@ -90,7 +90,7 @@ class _Storage:
 
 
 @dataclass
-class _Budget:
+class Budget:
     """What one file may cost, nested streams included."""
 
     bytes_left: int
@@ -128,7 +128,7 @@ def read_pickle_checkpoint(path: str | Path, extra_classes: Collection[str] = ()
             size = file.seek(0, 2)
             if size == 0:
                 raise Refused("the file is empty; download it again")
-            budget = _Budget(bytes_left=2 * size + (1 << 16))
+            budget = Budget(bytes_left=2 * size + (1 << 16))
             if head.startswith(b"PK\x03\x04"):
                 return _read_zip(path, size, budget, allowed)
             _check_head(head)
@@ -151,7 +151,7 @@ def _check_head(head: bytes) -> None:
         raise Refused(f"expected a torch or pickle file, got one that begins with {head[:8]!r}; check the path")
 
 
-def _read_zip(path: Path, size: int, budget: _Budget, allowed: tuple[str, ...]) -> object:
+def _read_zip(path: Path, size: int, budget: Budget, allowed: tuple[str, ...]) -> object:
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
         roots = [n[: -len("data.pkl")] for n in names if re.fullmatch(r"[^/]+/data\.pkl", n)]
@@ -169,7 +169,7 @@ def _read_zip(path: Path, size: int, budget: _Budget, allowed: tuple[str, ...]) 
 class ZipStorages:
     """The storages of a torch zip archive, each read once, never more than the file can hold."""
 
-    def __init__(self, archive: zipfile.ZipFile, root: str, size: int, budget: _Budget, folder: str = "data") -> None:
+    def __init__(self, archive: zipfile.ZipFile, root: str, size: int, budget: Budget, folder: str = "data") -> None:
         self._archive, self._root, self._size, self._budget, self._folder = archive, root, size, budget, folder
         self._loaded: dict[str, _Storage] = {}
         order = self.read("byteorder").strip() if f"{root}byteorder" in archive.NameToInfo else b"little"
@@ -215,7 +215,7 @@ def _storage_request(identifier: object) -> tuple[torch.dtype, str, int]:
     return _STORAGE_DTYPES[name], key, count
 
 
-def _read_stream(view: memoryview, budget: _Budget, allowed: tuple[str, ...], depth: int) -> object:
+def _read_stream(view: memoryview, budget: Budget, allowed: tuple[str, ...], depth: int) -> object:
     """A plain pickle, or torch's format before 1.6: five pickles, then the storages."""
     if depth > _MAX_NESTED_FILES:
         raise Refused("it nests files in files")
@@ -244,7 +244,7 @@ def _read_stream(view: memoryview, budget: _Budget, allowed: tuple[str, ...], de
 class _StreamStorages:
     """Storages of the old format: made when the pickle names them, filled from the data behind it."""
 
-    def __init__(self, budget: _Budget) -> None:
+    def __init__(self, budget: Budget) -> None:
         self._budget = budget
         self._made: dict[str, Tensor] = {}
 
@@ -288,7 +288,7 @@ class CheckpointBuilder:
     """What the globals, calls and states of checkpoint pickles mean here. See :class:`pickle_machine.Builder`."""
 
     def __init__(
-        self, allowed: tuple[str, ...], budget: _Budget, load: Callable[[object], _Storage], depth: int = 0
+        self, allowed: tuple[str, ...], budget: Budget, load: Callable[[object], _Storage], depth: int = 0
     ) -> None:
         self._allowed = allowed
         self.budget = budget
