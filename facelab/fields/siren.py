@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cuda_ops import film_siren
+from cuda_ops.reference import fold_linear_chain
 from facelab.fields.output import FieldOutput
 from facelab.nn.init import reset_linear_bias, uniform_
 
@@ -69,11 +71,17 @@ class SirenField(nn.Module):
     pi-GAN (arXiv 2012.00926, equations 1 to 4) and FENeRF (arXiv 2111.15490, section 3.1). Every
     FiLM layer computes ``sin(f * (W x + b) + p)``. The colour branch sees the concatenation of
     view direction, grid features and the last geometry feature, in this order.
+
+    ``precision`` (a plain attribute, not part of the state): ``"fp32"`` and ``"tf32"`` evaluate the layers
+    one by one (the TF32 switch itself is torch's); ``"fp16"`` takes the fused kernels of
+    :mod:`cuda_ops.film_siren`: half the operands, float32 phases, recomputed backward, first-order
+    gradients only, whatever the autocast. Where they cannot run, one warning and float32.
     """
 
     def __init__(self, config: SirenConfig) -> None:
         super().__init__()
         self.config = config
+        self.precision: Literal["fp32", "tf32", "fp16"] = "fp32"
         h = config.hidden
         widths = [config.geometry_inputs, *[h] * config.geometry_layers]
         self.geometry = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
@@ -110,6 +118,8 @@ class SirenField(nn.Module):
                 f"({len(film.geometry_phases)}, ...) must agree in scenes and rays"
             )
         shape = points.shape[:3]
+        if self.uses_kernels:
+            return self._fused(points, directions, film)
         warped = self.warp(points).flatten(1, 2)
         grid = None if self.grid is None else sample_grid(self.grid, warped)
         feature = self.geometry_features(warped, grid, film)
@@ -141,10 +151,67 @@ class SirenField(nn.Module):
         return feature
 
     def density(self, points: Tensor, film: Film) -> Tensor:
-        """(N, R, S, 3) points -> (N, R, S, 1) raw density only (importance sampling, meshes, normals)."""
+        """(N, R, S, 3) points -> (N, R, S, 1) raw density only (importance sampling, meshes, normals).
+
+        The fused kernels are used without gradients only: normals want the exact field.
+        """
+        if self.uses_kernels and not torch.is_grad_enabled():
+            return self._fused_density(points, film)
         warped = self.warp(points).flatten(1, 2)
         grid = sample_grid(self.grid, warped) if self.config.grid_branch == "geometry" else None
         return self.sigma(self.geometry_features(warped, grid, film)).unflatten(1, points.shape[1:3])
+
+    @property
+    def uses_kernels(self) -> bool:
+        """Whether ``precision`` asks for the fused kernels. ValueError when it is none of the three."""
+        if self.precision not in ("fp32", "tf32", "fp16"):
+            raise ValueError(f"precision is {self.precision!r}, expected 'fp32', 'tf32' or 'fp16'")
+        return self.precision == "fp16"
+
+    def _fused(self, points: Tensor, directions: Tensor, film: Film) -> FieldOutput:
+        """:meth:`forward` by :func:`cuda_ops.film_siren.film_siren_field`."""
+        with torch.autocast(points.device.type, enabled=False):
+            labels = fold_linear_chain([_pair(layer) for layer in self.labels]) if len(self.labels) else None
+        values = film_siren.film_siren_field(
+            points,
+            directions if self.config.use_direction else None,
+            film.tensors(),
+            self.grid,
+            [_pair(layer) for layer in self.geometry],
+            _pair(self.sigma),
+            [_pair(layer) for layer in self.color],
+            _pair(self.rgb),
+            labels,
+            scale=self._scale,
+            grid_in_geometry=self.config.grid_branch == "geometry",
+        ).unflatten(1, points.shape[1:3])
+        k = values.shape[-1] - 4
+        return FieldOutput(
+            sigma=values[..., k + 3 :],
+            rgb=values[..., k : k + 3],
+            semantics=values[..., :k] if k else None,
+        )
+
+    def _fused_density(self, points: Tensor, film: Film) -> Tensor:
+        """:meth:`density` by the kernels."""
+        in_geometry = self.config.grid_branch == "geometry"
+        return film_siren.film_siren_field(
+            points,
+            None,
+            film.tensors(),
+            self.grid if in_geometry else None,
+            [_pair(layer) for layer in self.geometry],
+            _pair(self.sigma),
+            [],
+            None,
+            None,
+            scale=self._scale,
+            grid_in_geometry=in_geometry,
+        ).unflatten(1, points.shape[1:3])
+
+    @property
+    def _scale(self) -> float:
+        return 1.0 if self.config.box_side is None else 2 / self.config.box_side
 
     def warp(self, points: Tensor) -> Tensor:
         """Scene units -> the box the field works in (no clamping)."""
@@ -164,6 +231,12 @@ class SirenField(nn.Module):
             uniform_(self.color[0].weight, 1 / self.config.color_inputs, generator)
         if self.grid is not None:
             self.grid.normal_(0, self.config.grid_std, generator=generator)
+
+
+def _pair(layer: nn.Module) -> tuple[Tensor, Tensor]:
+    """A linear layer -> its weight and bias."""
+    assert isinstance(layer, nn.Linear)
+    return layer.weight, layer.bias
 
 
 def film_sine(x: Tensor, frequency: Tensor, phase: Tensor) -> Tensor:

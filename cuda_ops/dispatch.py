@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which implementation of an op runs: a kernel or its plain torch twin.
+
+The environment variable ``FACELAB_OPS`` is read at each use, never at import:
+
+- ``auto`` (default): kernels for tensors on a GPU, the twin elsewhere; ONE warning a reason when a
+  kernel was wanted and cannot run;
+- ``cuda``, ``triton``: kernels are demanded; where none can run, a RuntimeError says why. ``triton`` also takes CPU
+  tensors when ``TRITON_INTERPRET=1`` (tests without a GPU). An op that has kernels of one kind only
+  uses these for both names;
+- ``reference``: always the twin, silently.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+import warnings
+from typing import Literal
+
+import torch
+
+MODES = ("auto", "cuda", "triton", "reference")
+_warned: set[str] = set()
+_lock = threading.Lock()
+
+
+def mode() -> str:
+    """The value of ``FACELAB_OPS`` now. ValueError when it is not one of :data:`MODES`."""
+    value = os.environ.get("FACELAB_OPS", "auto").strip().lower() or "auto"
+    if value not in MODES:
+        raise ValueError(f"FACELAB_OPS is {value!r}, expected one of {', '.join(MODES)}")
+    return value
+
+
+def interpreted() -> bool:
+    """True when Triton kernels run in its interpreter, on the CPU."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+@functools.cache
+def _triton_import_error() -> str | None:
+    try:
+        import triton  # noqa: F401
+    except ImportError as error:
+        return f"Triton cannot be imported ({error}); install it with: pip install triton"
+    return None
+
+
+@functools.cache
+def _capability(index: int) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(index)
+
+
+def triton_problem(device: torch.device) -> str | None:
+    """Why Triton kernels cannot run on ``device``, or None when they can."""
+    if (error := _triton_import_error()) is not None:
+        return error
+    if device.type == "cpu":
+        return None if interpreted() else "the tensors are on the CPU"
+    if device.type != "cuda" or torch.version.hip is not None:
+        return f"there are no kernels for device type {device.type!r} of this torch build"
+    index = torch.cuda.current_device() if device.index is None else device.index
+    major, minor = _capability(index)
+    return None if major >= 8 else f"the GPU's compute capability {major}.{minor} is below 8.0"
+
+
+def choose(op: str, device: torch.device, problem: str | None = None) -> Literal["triton", "reference"]:
+    """Pick the implementation of ``op`` for tensors on ``device``.
+
+    Args:
+        op: name for messages.
+        device: where the tensors are.
+        problem: why the op's kernels do not support these arguments; None = they do.
+
+    Raises:
+        RuntimeError: kernels were demanded by name and cannot run.
+    """
+    wanted = mode()
+    if wanted == "reference":
+        return "reference"
+    problem = problem or triton_problem(device)
+    if problem is None:
+        return "triton"
+    if wanted in ("cuda", "triton"):
+        raise RuntimeError(f"FACELAB_OPS={wanted} but {op} has no kernel here: {problem}; use FACELAB_OPS=auto")
+    warn_once(f"{op}: the plain fp32 path runs instead of the fused kernels, because {problem}")
+    return "reference"
+
+
+def warn_once(message: str) -> None:
+    """Warn with ``message`` the first time it is given in this process."""
+    with _lock:
+        if message in _warned:
+            return
+        _warned.add(message)
+    warnings.warn(message, RuntimeWarning, stacklevel=3)
+
+
+def forget_warnings() -> None:
+    """Let every warning be given again (tests)."""
+    with _lock:
+        _warned.clear()

@@ -1,0 +1,449 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A whole FiLM-SIREN field as one op: float16 operands, float32 sums and phases, recomputed backward.
+
+The plain twin is :func:`cuda_ops.reference.film_siren_field`. Forward saves its inputs and its output,
+so memory does not grow with the depth of the field; backward walks over slabs of points, computes
+their activations again and adds up the gradients in float32. Gradients of first order only.
+
+How the FiLM gradients are had without keeping pre-activations: with d = dL/d(W x + b) of the points of
+one scene and G = d^T x, the weight gradient is the sum of G over the scenes, and since
+W x + b is linear, dL/df = (rowsum(W * G) + b * colsum(d)) / f and dL/dp = colsum(d) / f.
+A frequency smaller than 2^-6 is held at 2^-6 there, which is below the float16 noise (f is about 30).
+
+Incoming gradients are brought to a fixed size by a power of two that is read on the device, so no
+loss scale is needed for float16; infinities and NaN pass through to the gradients.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cuda_ops import dispatch, grid_lookup, reference
+from cuda_ops.grid_lookup import TILE, Slab
+from cuda_ops.reference import Linear
+
+WIDTHS = (128, 256)  # hidden widths the kernels are written for
+PAD = 128  # rows of a scene in a slab are padded to a multiple of this
+FORWARD_ROWS, BACKWARD_ROWS = 1 << 19, 1 << 18  # rows of a slab at width 256
+SMALL_FREQUENCY = 2.0**-6
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What the tensors do not tell."""
+
+    hidden: int
+    geometry_layers: int
+    color_layers: int  # 0: density only
+    labels: int
+    use_direction: bool
+    grid_channels: int  # 0: no grid
+    grid_in_geometry: bool
+    scale: float
+
+    @property
+    def channels(self) -> int:
+        return 1 if self.color_layers == 0 else self.labels + 4
+
+    @property
+    def head_width(self) -> int:
+        return max(16, _power_of_two(self.channels))
+
+    @property
+    def rgb_at(self) -> int:
+        return -1 if self.color_layers == 0 else self.labels
+
+    @property
+    def extra_width(self) -> int:
+        """Columns of the float16 side input [grid | direction | point | 0]."""
+        return max(16, _power_of_two(self.grid_channels + 6))
+
+    @property
+    def color_extra(self) -> bool:
+        return self.color_layers > 0 and (self.use_direction or (self.grid_channels > 0 and not self.grid_in_geometry))
+
+    @property
+    def layers(self) -> int:
+        return self.geometry_layers + self.color_layers
+
+
+def _power_of_two(n: int) -> int:
+    return 1 << (n - 1).bit_length()
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """Parameters in the layout of the kernels; l counts geometry then colour layers."""
+
+    first: Tensor  # (3, h) float32
+    first_grid: Tensor | None  # (G, h) float32
+    first_full: Tensor  # (h, E) float32, the first layer on the side input
+    hidden: Tensor  # (layers - 1, h, h) float16: every layer but the first
+    hidden32: Tensor  # the same in float32
+    extra: Tensor | None  # (h, E) float16, the first colour layer on the side input
+    extra32: Tensor | None
+    biases: Tensor  # (layers, h)
+    turns_f: Tensor  # (N, layers, h) frequency / 2 pi
+    turns_p: Tensor  # (N, layers, h) (frequency * bias + phase) / 2 pi, reduced to [-0.5, 0.5]
+    safe_f: Tensor  # (N, layers, h) frequency away from zero
+    head: Tensor  # (Wd, h) float16, labels and density
+    rgb: Tensor  # (Wd, h) float16
+    head_bias: Tensor  # (Wd,) float32
+
+
+def _pack(spec: Spec, film: Sequence[Tensor], weights: Sequence[Tensor]) -> _Packed:
+    """Cast, transpose and place the parameters (a dozen small launches)."""
+    w = [x.detach().float() for x in weights]
+    g, color_w = spec.grid_channels, spec.extra_width
+    geometry = w[: 2 * spec.geometry_layers]
+    sigma = w[2 * spec.geometry_layers : 2 * spec.geometry_layers + 2]
+    rest = w[2 * spec.geometry_layers + 2 :]
+    color, rest = rest[: 2 * spec.color_layers], rest[2 * spec.color_layers :]
+    first = geometry[0]
+    first_full = first.new_zeros(spec.hidden, color_w)
+    first_full[:, g + 3 : g + 6] = first[:, -3:]
+    first_grid = None
+    if spec.grid_in_geometry:
+        first_full[:, :g] = first[:, :g]
+        first_grid = first[:, :g].t().contiguous()
+    extra32 = None
+    hidden = [*geometry[2::2], *color[::2]]
+    if spec.color_layers:
+        hidden[spec.geometry_layers - 1] = color[0][:, -spec.hidden :]
+    if spec.color_extra:
+        extra32 = first.new_zeros(spec.hidden, color_w)
+        directions = 3 if spec.use_direction else 0
+        extra32[:, g : g + directions] = color[0][:, :directions]
+        if g and not spec.grid_in_geometry:
+            extra32[:, :g] = color[0][:, directions : directions + g]
+    hidden32 = torch.stack(hidden) if hidden else first.new_zeros(0, spec.hidden, spec.hidden)
+    f = torch.cat([film[0].detach().float(), film[2].detach().float()[:, : spec.color_layers]], dim=1)
+    p = torch.cat([film[1].detach().float(), film[3].detach().float()[:, : spec.color_layers]], dim=1)
+    biases = torch.stack([*geometry[1::2], *color[1::2]])
+    turns_p = (f * biases + p) * (0.5 / math.pi)
+    head, rgb = first.new_zeros(2, spec.head_width, spec.hidden)
+    bias = first.new_zeros(spec.head_width)
+    head[spec.channels - 1], bias[spec.channels - 1] = sigma[0][0], sigma[1][0]
+    if spec.color_layers:
+        rgb[spec.labels : spec.labels + 3], bias[spec.labels : spec.labels + 3] = rest[0], rest[1]
+        if spec.labels:
+            head[: spec.labels], bias[: spec.labels] = rest[2], rest[3]
+    return _Packed(
+        first=first[:, -3:].t().contiguous(),
+        first_grid=first_grid,
+        first_full=first_full,
+        hidden=hidden32.half(),
+        hidden32=hidden32,
+        extra=None if extra32 is None else extra32.half(),
+        extra32=extra32,
+        biases=biases,
+        turns_f=(f * (0.5 / math.pi)).contiguous(),
+        turns_p=(turns_p - turns_p.round()).contiguous(),
+        safe_f=torch.where(f < 0, f.clamp(max=-SMALL_FREQUENCY), f.clamp(min=SMALL_FREQUENCY)).contiguous(),
+        head=head.half(),
+        rgb=rgb.half(),
+        head_bias=bias,
+    )
+
+
+def slabs(scenes: int, points: int, limit: int) -> Iterator[Slab]:
+    """Cut N scenes of P points into slabs of about ``limit`` rows: whole scenes, or parts of one."""
+    padded = -(-points // PAD) * PAD
+    if padded <= limit:
+        group = max(1, limit // padded)
+        for s in range(0, scenes, group):
+            yield Slab(s, min(group, scenes - s), 0, points, padded)
+        return
+    parts = -(-padded // limit)
+    size = -(-points // (parts * PAD)) * PAD
+    for s in range(scenes):
+        for p0 in range(0, points, size):
+            count = min(size, points - p0)
+            yield Slab(s, 1, p0, count, -(-count // PAD) * PAD)
+
+
+def _programs(device: torch.device, tiles: int, each: int) -> int:
+    if device.type != "cuda":
+        return min(tiles, 2)
+    return min(tiles, each * torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+class _Slabs:
+    """Launches the kernels for the points of one call."""
+
+    def __init__(self, spec: Spec, packed: _Packed, points: Tensor, directions: Tensor | None, grid: Tensor | None):
+        from cuda_ops import grid_kernels, siren_kernels
+
+        self.kernels, self.grid_kernels = siren_kernels, grid_kernels
+        self.spec, self.packed = spec, packed
+        self.samples = points.shape[2]
+        self.points = points.detach().float().reshape(points.shape[0], -1, 3).contiguous()
+        self.directions = None if directions is None else directions.detach().float().contiguous()
+        self.cells = None if grid is None else grid_lookup.channels_last(grid)
+        self.device = points.device
+        self.total = self.points.shape[1]
+
+    def empty(self, slab: Slab, columns: int, dtype: torch.dtype = torch.float16) -> Tensor:
+        return torch.empty(slab.rows, columns, dtype=dtype, device=self.device)
+
+    def extras(self, slab: Slab, half: bool, single: bool) -> tuple[Tensor | None, Tensor | None]:
+        """-> side input (rows, E) float16 and grid features (rows, G) float32, where wanted."""
+        spec = self.spec
+        single = single and self.cells is not None
+        if not half and not single:
+            return None, None
+        out16 = self.empty(slab, spec.extra_width) if half else None
+        out32 = self.empty(slab, spec.grid_channels, torch.float32) if single else None
+        d, h, w = (1, 1, 1) if self.cells is None else self.cells.shape[:3]
+        self.grid_kernels.read[(slab.rows // TILE,)](
+            self.cells, self.points, self.directions, out16, out32,
+            self.total, slab.p0, slab.count, slab.scene0, slab.rows_per_scene // TILE, self.samples, spec.scale,
+            C=spec.grid_channels, D=d, H=h, W=w, E=spec.extra_width if half else spec.grid_channels,
+            USE_DIRECTIONS=self.directions is not None and spec.use_direction,
+            WRITE16=half, WRITE32=single, BM=TILE, num_warps=4,
+        )  # fmt: skip
+        return out16, out32
+
+    def first(self, slab: Slab, features: Tensor | None, save: bool, out: Tensor | None = None) -> Tensor:
+        spec, p = self.spec, self.packed
+        y = self.empty(slab, spec.hidden) if out is None else out
+        tile = 32
+        self.kernels.first_layer[(slab.rows // tile,)](
+            self.points, features, p.first, p.first_grid, p.turns_f, p.turns_p, y,
+            self.total, slab.p0, slab.count, slab.scene0, slab.rows_per_scene // tile, spec.layers * spec.hidden,
+            spec.scale, H=spec.hidden, C=spec.grid_channels if spec.grid_in_geometry else 0, SAVE=save, BM=tile,
+            num_warps=4,
+        )  # fmt: skip
+        return y
+
+    def layer(self, slab: Slab, index: int, x: Tensor, extra: Tensor | None, save: bool, out: Tensor | None) -> Tensor:
+        """Layer ``index`` (from 1) of geometry then colour."""
+        spec, p = self.spec, self.packed
+        y = self.empty(slab, spec.hidden) if out is None else out
+        t = tiles("layer" if extra is None else "layer_extra", spec.hidden)
+        count = slab.rows // t.rows
+        self.kernels.film_layer[(_programs(self.device, count, t.programs), spec.hidden // t.columns)](
+            x, p.hidden[index - 1], extra, p.extra, p.turns_f[0, index], p.turns_p[0, index], y,
+            count, slab.rows_per_scene // t.rows, slab.scene0, spec.layers * spec.hidden,
+            H=spec.hidden, E=0 if extra is None else spec.extra_width, SAVE=save,
+            BM=t.rows, BN=t.columns, STAGES=t.stages, num_warps=t.warps,
+        )  # fmt: skip
+        return y
+
+    def forward(self, slab: Slab, out: Tensor) -> None:
+        """Fill ``out`` (N, P, channels); three activation buffers take turns."""
+        spec = self.spec
+        extra, features = self.extras(slab, spec.color_extra, spec.grid_in_geometry)
+        a, b = self.empty(slab, spec.hidden), self.empty(slab, spec.hidden)
+        self.first(slab, features, False, a)
+        for index in range(1, spec.geometry_layers):
+            self.layer(slab, index, a, None, False, b)
+            a, b = b, a
+        feature, hidden = a, a  # the heads read a, so the colour layers write to the two others
+        spare = [b, self.empty(slab, spec.hidden) if spec.color_layers > 1 else b]
+        for i in range(spec.color_layers):
+            side = extra if i == 0 else None
+            hidden = self.layer(slab, spec.geometry_layers + i, hidden, side, False, spare[i % 2])
+        self.heads(slab, feature, hidden, out)
+
+    def heads(self, slab: Slab, feature: Tensor, hidden: Tensor, out: Tensor) -> None:
+        spec, p = self.spec, self.packed
+        tile = 128 if spec.hidden == 128 else 64
+        self.kernels.heads[(slab.rows // tile,)](
+            feature, hidden, p.head, p.rgb, p.head_bias, out,
+            self.total, slab.p0, slab.count, slab.scene0, slab.rows_per_scene // tile,
+            H=spec.hidden, W=spec.head_width, OC=spec.channels, RGB=spec.rgb_at, BM=tile, num_warps=4,
+        )  # fmt: skip
+
+    def activations(self, slab: Slab) -> tuple[list[Tensor], Tensor]:
+        """Every layer's output, marked for the backward, and the side input (rows, E)."""
+        spec = self.spec
+        extra, features = self.extras(slab, True, spec.grid_in_geometry)
+        assert extra is not None
+        ys = [self.first(slab, features, True)]
+        for index in range(1, spec.layers):
+            side = extra if index == spec.geometry_layers and spec.color_extra else None
+            ys.append(self.layer(slab, index, ys[-1], side, True, None))
+        return ys, extra
+
+    def head_gradient(self, slab: Slab, grad: Tensor, out: Tensor, loss_scale: Tensor) -> Tensor:
+        spec = self.spec
+        d = self.empty(slab, spec.head_width)
+        self.kernels.head_gradient[(slab.rows // PAD,)](
+            grad, out, loss_scale, d,
+            self.total, slab.p0, slab.count, slab.scene0, slab.rows_per_scene // PAD,
+            W=spec.head_width, OC=spec.channels, RGB=spec.rgb_at, BM=PAD, num_warps=4,
+        )  # fmt: skip
+        return d
+
+    def layer_gradient(
+        self, slab: Slab, index: int, above: Tensor | None, head_d: Tensor | None, head: Tensor | None, y: Tensor
+    ) -> Tensor:
+        """Gradient at W x + b of layer ``index`` from that of the layer above and / or a head."""
+        spec, p = self.spec, self.packed
+        d = self.empty(slab, spec.hidden)
+        t = tiles("gradient" if head_d is None else "gradient_head", spec.hidden)
+        count = slab.rows // t.rows
+        self.kernels.layer_gradient[(_programs(self.device, count, t.programs), spec.hidden // t.columns)](
+            above, None if above is None else p.hidden[index], head_d, head, y, p.safe_f[0, index], d,
+            count, slab.rows_per_scene // t.rows, slab.scene0, spec.layers * spec.hidden,
+            H=spec.hidden, ABOVE=above is not None, W=0 if head_d is None else spec.head_width,
+            BM=t.rows, BN=t.columns, STAGES=t.stages, num_warps=t.warps,
+        )  # fmt: skip
+        return d
+
+    def weight_gradient(self, slab: Slab, d: Tensor, x: Tensor, gradient: Tensor, sums: Tensor | None) -> None:
+        """gradient (N, M, K) += per-scene d^T x, sums (N, M) += column sums; both may be strided over N."""
+        t = tiles("weights", self.spec.hidden)
+        m, k = d.shape[1], x.shape[1]
+        chunk = min(t.columns, slab.rows_per_scene)
+        splits = -(-slab.rows_per_scene // chunk)
+        rows = min(t.rows, m)
+        self.kernels.weight_gradient[(m // rows, slab.scenes * splits)](
+            d, x, gradient, sums, slab.rows_per_scene, slab.scene0, splits, chunk,
+            gradient.stride(0), 0 if sums is None else sums.stride(0),
+            M=m, K=k, SUMS=sums is not None, BM=rows, BR=64, STAGES=t.stages, num_warps=t.warps,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Shape of a kernel's work; for ``weights`` the columns are the points of one program."""
+
+    rows: int
+    columns: int
+    warps: int
+    stages: int
+    programs: int = 1  # programs a multiprocessor
+
+
+_TILES = {  # fastest on an H200, see tests/benchmarks/bench_siren.py --tiles
+    ("layer", 256): Tiles(64, 256, 8, 2),
+    ("layer", 128): Tiles(64, 128, 4, 2, 3),
+    ("layer_extra", 256): Tiles(64, 256, 8, 1),
+    ("layer_extra", 128): Tiles(64, 128, 4, 2, 2),
+    ("gradient", 256): Tiles(64, 128, 8, 2),
+    ("gradient", 128): Tiles(64, 128, 4, 2, 2),
+    ("gradient_head", 256): Tiles(64, 128, 8, 2),
+    ("gradient_head", 128): Tiles(64, 128, 4, 2, 2),
+    ("weights", 256): Tiles(128, 4096, 8, 3),
+    ("weights", 128): Tiles(128, 4096, 4, 3),
+}
+
+
+def tiles(kernel: str, hidden: int) -> Tiles:
+    """The measured choice for a kernel and width."""
+    return _TILES[kernel, hidden]
+
+
+class _FilmSirenField(torch.autograd.Function):
+    """Inputs: spec, points, directions, four film tensors, grid, then weights and biases."""
+
+    @staticmethod
+    def forward(ctx: Any, spec: Spec, *tensors: Tensor | None) -> Tensor:
+        points, directions, *film, grid = tensors[:7]
+        assert points is not None
+        out = torch.empty(points.shape[0], points.shape[1] * points.shape[2], spec.channels, device=points.device)
+        run = _Slabs(spec, _pack(spec, film, tensors[7:]), points, directions, grid)
+        for slab in slabs(len(out), out.shape[1], FORWARD_ROWS * 256 // spec.hidden):
+            run.forward(slab, out)
+        ctx.spec = spec
+        ctx.save_for_backward(*tensors, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        grid_lookup.refuse_second_order("film_siren_field", "use the field with precision='fp32'")
+        from cuda_ops.film_siren_backward import gradients
+
+        *tensors, out = ctx.saved_tensors
+        with torch.autocast(grad.device.type, enabled=False), torch.cuda.device_of(grad):
+            found = gradients(ctx.spec, tensors, out, grad.float().contiguous(), ctx.needs_input_grad[1:])
+        return None, *found
+
+
+def problem(spec: Spec, grid: Tensor | None) -> str | None:
+    """Why the kernels do not support this field, or None."""
+    if spec.hidden not in WIDTHS:
+        return f"the hidden width is {spec.hidden}, the kernels take {WIDTHS}"
+    if spec.head_width > 64:
+        return f"there are {spec.labels} labels, the kernels take at most 60"
+    return None if grid is None else grid_lookup.problem(grid)
+
+
+def _spec(
+    points: Tensor,
+    directions: Tensor | None,
+    film: Sequence[Tensor],
+    grid: Tensor | None,
+    geometry: Sequence[Linear],
+    color: Sequence[Linear],
+    labels: Linear | None,
+    scale: float,
+    grid_in_geometry: bool,
+) -> Spec:
+    """Read the architecture off the tensors. ValueError when they do not fit together."""
+    hidden, channels = geometry[0][0].shape[0], 0 if grid is None else grid.shape[1]
+    spec = Spec(
+        hidden=hidden,
+        geometry_layers=len(geometry),
+        color_layers=len(color),
+        labels=0 if labels is None else labels[0].shape[0],
+        use_direction=directions is not None,
+        grid_channels=channels,
+        grid_in_geometry=grid_in_geometry and grid is not None,
+        scale=float(scale),
+    )
+    inputs = [3 + (channels if spec.grid_in_geometry else 0)] + [hidden] * (len(geometry) - 1)
+    if color:
+        grid_inputs = 0 if spec.grid_in_geometry else channels
+        inputs += [(3 if spec.use_direction else 0) + grid_inputs + hidden] + [hidden] * (len(color) - 1)
+    for (weight, _), width in zip([*geometry, *color], inputs, strict=True):
+        if weight.shape != (hidden, width):
+            raise ValueError(f"a layer's weight has shape {tuple(weight.shape)}, expected {(hidden, width)}")
+    for part, wanted in zip(film, [len(geometry)] * 2 + [len(color)] * 2, strict=True):
+        if part.ndim != 3 or part.shape[0] != len(points) or part.shape[1] < wanted or part.shape[2] != hidden:
+            raise ValueError(f"FiLM tensor {tuple(part.shape)}, expected ({len(points)}, {wanted}, {hidden})")
+    if directions is not None and directions.shape != (*points.shape[:2], 3):
+        raise ValueError(f"directions {tuple(directions.shape)}, expected {(*points.shape[:2], 3)}")
+    return spec
+
+
+def film_siren_field(
+    points: Tensor,
+    directions: Tensor | None,
+    film: tuple[Tensor, Tensor, Tensor, Tensor],
+    grid: Tensor | None,
+    geometry: Sequence[Linear],
+    sigma: Linear,
+    color: Sequence[Linear],
+    rgb: Linear | None,
+    labels: Linear | None,
+    scale: float = 1.0,
+    grid_in_geometry: bool = False,
+) -> Tensor:
+    """:func:`cuda_ops.reference.film_siren_field` by the fused kernels, or by itself where they cannot run.
+
+    Arguments and result as there; ``color`` may be empty (and ``rgb`` None): then the result is the
+    density alone, (N, R * S, 1). The result is float32 and has gradients of first order for every tensor.
+
+    Raises:
+        ValueError: the shapes do not fit together.
+        RuntimeError: FACELAB_OPS demands a kernel that cannot run, or (in backward) create_graph=True.
+    """
+    spec = _spec(points, directions, film, grid, geometry, color, labels, scale, grid_in_geometry)
+    if dispatch.choose("film_siren_field", points.device, problem(spec, grid)) == "reference" or points.numel() == 0:
+        with torch.autocast(points.device.type, enabled=False):
+            return reference.film_siren_field(
+                points, directions, film, grid, geometry, sigma, color, rgb, labels, scale, grid_in_geometry
+            )
+    pairs = [*geometry, sigma, *color, *([rgb] if rgb is not None else []), *([labels] if labels is not None else [])]
+    flat = [tensor for pair in pairs for tensor in pair]
+    with torch.autocast(points.device.type, enabled=False), torch.cuda.device_of(points):
+        return _FilmSirenField.apply(spec, points, directions, *film, grid, *flat)
