@@ -45,7 +45,7 @@ def load(path: str | Path, device: str | torch.device = "cpu", weights: str | No
     """
     from facelab.checkpoints.format import load_checkpoint
 
-    checkpoint = load_checkpoint(_locate(path), device="cpu", with_state=False)
+    checkpoint = load_checkpoint(locate(path), device="cpu", with_state=False)
     method_name = str(checkpoint.meta.get("method", ""))
     method = load_method(method_name)
     staged = from_dict(method.config_type, checkpoint.meta["config"], where=str(path))  # type: ignore[arg-type]
@@ -65,8 +65,8 @@ def load(path: str | Path, device: str | torch.device = "cpu", weights: str | No
     return FaceModel(method, generator, config, dict(checkpoint.meta), Path(path))
 
 
-def _locate(path: str | Path) -> Path:
-    """The path itself, or the file of a bundled model of that name."""
+def locate(path: str | Path) -> Path:
+    """The path itself, or the file of a bundled model of that name (``networks/manifest.yaml``)."""
     if Path(path).exists():
         return Path(path)
     from facelab.assets import find_bundled

@@ -59,7 +59,10 @@ def explain(error: BaseException) -> str | None:
 
 def device_option(function: Command) -> Command:
     return click.option(
-        "--device", default="auto", show_default=True, help="Where to compute: auto (cuda if there is one), cpu, cuda, cuda:1 ..."
+        "--device",
+        default="auto",
+        show_default=True,
+        help="Where to compute: auto (cuda if there is one), cpu, cuda, cuda:1 ...",
     )(function)
 
 
@@ -81,7 +84,9 @@ def seeds_option(default: Sequence[int] = (0, 1, 2)) -> Callable[[Command], Comm
 def quality_options(function: Command) -> Command:
     """Image size, samples per ray, view lock, chunk size."""
     for option in (
-        click.option("--image-size", type=click.IntRange(1), default=None, help="Pixels per side. [default: as trained]"),
+        click.option(
+            "--image-size", type=click.IntRange(1), default=None, help="Pixels per side. [default: as trained]"
+        ),
         click.option(
             "--ray-step-multiplier",
             type=click.IntRange(1),
@@ -133,7 +138,9 @@ def pick_device(name: str) -> str:
     except RuntimeError as error:
         raise UserError(f"unknown device {name!r}, expected cpu, cuda or cuda:N") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device {name} was asked for, but there are {torch.cuda.device_count()} GPUs; use --device cpu")
+        raise UserError(
+            f"device {name} was asked for, but there are {torch.cuda.device_count()} GPUs; use --device cpu"
+        )
     return name
 
 

@@ -36,7 +36,9 @@ def available_layers(model: Any, names: Sequence[str] | None, settings: Any) -> 
         names = ["image", "mask", "depth"] if labelled else ["image", "depth"]
     missing = [name for name in names if name in ("mask", "blend") and not labelled]
     if missing:
-        raise UserError(f"this {model.method} model has no labels, so there is no {missing[0]}; use image, depth, normals")
+        raise UserError(
+            f"this {model.method} model has no labels, so there is no {missing[0]}; use image, depth, normals"
+        )
     return list(names), settings.replace(normals="normals" in names)
 
 
@@ -56,7 +58,9 @@ def layer(model: Any, output: GeneratorOutput, name: str) -> Tensor:
     return pic.normals_to_rgb(output.normals, output.opacity[:, 0] > 0.5).cpu()
 
 
-def multi_view(model: Any, codes: Codes, settings: Any, layers: Sequence[str], yaws: Sequence[float]) -> dict[str, Tensor]:
+def multi_view(
+    model: Any, codes: Codes, settings: Any, layers: Sequence[str], yaws: Sequence[float]
+) -> dict[str, Tensor]:
     """One head from several yaws: {layer: (views, 3, S, S)}; the scene is computed once."""
     scene = model.generator.scene(codes)
     outputs = [model.render(scene, model.camera(yaw=yaw), settings=settings) for yaw in yaws]
@@ -70,13 +74,12 @@ def frame(model: Any, codes: Codes, camera: Camera, settings: Any, layers: Seque
     return pic.side_by_side(*(layer(model, output, name) for name in layers))[0]
 
 
-def sample_grids(model: Any, seeds: Sequence[int], settings: Any, truncation: float, yaw: float, columns: int) -> dict[str, Tensor]:
+def sample_grids(
+    model: Any, seeds: Sequence[int], settings: Any, truncation: float, yaw: float, columns: int
+) -> dict[str, Tensor]:
     """Image and mask grids of many heads from one view, for training logs."""
     output = GeneratorOutput.cat(
-        [
-            model.sample(seed, camera=model.camera(yaw=yaw), truncation=truncation, settings=settings)
-            for seed in seeds
-        ]
+        [model.sample(seed, camera=model.camera(yaw=yaw), truncation=truncation, settings=settings) for seed in seeds]
     )
     names, _ = available_layers(model, None, settings)
     return {n: pic.image_grid(layer(model, output, n), columns) for n in names if n != "depth"}

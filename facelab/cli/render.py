@@ -24,10 +24,21 @@ TRAJECTORIES = "front, sphere, orbit, rotation_horizontal, zoom, non_rotation ..
 @model_argument
 @seeds_option()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("imgs"), show_default=True, help="Output folder.")
-@click.option("--psi", "--truncation", "psi", type=float, default=0.7, show_default=True, help="1 = full variety, 0 = average.")
-@click.option("--layers", default=None, help="Rows of the grid: image, mask, blend, depth, normals. [default: all but blend, normals]")
+@click.option(
+    "--psi", "--truncation", "psi", type=float, default=0.7, show_default=True, help="1 = full variety, 0 = average."
+)
+@click.option(
+    "--layers",
+    default=None,
+    help="Rows of the grid: image, mask, blend, depth, normals. [default: all but blend, normals]",
+)
 @click.option("--yaws", default="-0.5,-0.25,0,0.25,0.5", show_default=True, help="Views in radians from the front.")
-@click.option("--latents", type=click.Path(path_type=Path), default=None, help="Codes saved by --save-latents or by the original, instead of seeds.")
+@click.option(
+    "--latents",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Codes saved by --save-latents or by the original, instead of seeds.",
+)
 @click.option("--save-latents", is_flag=True, help="Also write the codes of each seed (.safetensors).")
 @click.option("--weights", default=None, help="ema, ema_slow or generator. [default: ema]")
 @quality_options
@@ -73,16 +84,36 @@ def render_images(
 @model_argument
 @seeds_option((0, 1))
 @click.option("--out", type=click.Path(path_type=Path), default=Path("vids"), show_default=True, help="Output folder.")
-@click.option("--latent-type", type=click.Choice(["geo", "app", "both", "non"]), default="both", show_default=True, help="What moves from one seed to the next.")
-@click.option("--trajectory", default="front", show_default=True, help=f"Camera path: {TRAJECTORIES} or a keyframe file (YAML, JSON).")
+@click.option(
+    "--latent-type",
+    type=click.Choice(["geo", "app", "both", "non"]),
+    default="both",
+    show_default=True,
+    help="What moves from one seed to the next.",
+)
+@click.option(
+    "--trajectory",
+    default="front",
+    show_default=True,
+    help=f"Camera path: {TRAJECTORIES} or a keyframe file (YAML, JSON).",
+)
 @click.option("--num-frames", type=click.IntRange(1), default=36, show_default=True, help="Frames per pair of seeds.")
 @click.option("--fps", type=click.FloatRange(1), default=25.0, show_default=True, help="Frames per second.")
-@click.option("--psi", "--truncation", "psi", type=float, default=0.5, show_default=True, help="1 = full variety, 0 = average.")
+@click.option(
+    "--psi", "--truncation", "psi", type=float, default=0.5, show_default=True, help="1 = full variety, 0 = average."
+)
 @click.option("--fov", type=float, default=None, help="Full field of view in degrees. [default: as trained]")
 @click.option("--zoom", is_flag=True, help="Let the front path zoom, as the originals do.")
-@click.option("--layers", default=None, help="Side by side: image, mask, blend, depth, normals. [default: image,mask,blend,depth]")
+@click.option(
+    "--layers", default=None, help="Side by side: image, mask, blend, depth, normals. [default: image,mask,blend,depth]"
+)
 @click.option("--frames/--no-frames", default=False, help="Also write every frame as PNG.")
-@click.option("--latents", type=click.Path(path_type=Path), multiple=True, help="Files of codes instead of seeds; give it once per head.")
+@click.option(
+    "--latents",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Files of codes instead of seeds; give it once per head.",
+)
 @click.option("--save-latents", is_flag=True, help="Also write the codes (.safetensors).")
 @click.option("--reference", is_flag=True, help="Mix factors and zoom of the original's paths.")
 @quality_options
@@ -148,15 +179,29 @@ def render_video(
 @click.command("extract_mesh")
 @model_argument
 @seeds_option((0,))
-@click.option("--out", type=click.Path(path_type=Path), default=Path("shapes"), show_default=True, help="Output folder.")
-@click.option("--format", "formats", default="ply", show_default=True, help="ply, obj, glb (with vertex colours), mrc (raw density); several with commas.")
-@click.option("--voxel-resolution", type=click.IntRange(8), default=256, show_default=True, help="Lattice points per side.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("shapes"), show_default=True, help="Output folder."
+)
+@click.option(
+    "--format",
+    "formats",
+    default="ply",
+    show_default=True,
+    help="ply, obj, glb (with vertex colours), mrc (raw density); several with commas.",
+)
+@click.option(
+    "--voxel-resolution", type=click.IntRange(8), default=256, show_default=True, help="Lattice points per side."
+)
 @click.option("--cube-size", type=float, default=0.3, show_default=True, help="Side of the cube, scene units.")
 @click.option("--level", type=float, default=10.0, show_default=True, help="Density of the surface.")
-@click.option("--psi", "--truncation", "psi", type=float, default=0.5, show_default=True, help="1 = full variety, 0 = average.")
+@click.option(
+    "--psi", "--truncation", "psi", type=float, default=0.5, show_default=True, help="1 = full variety, 0 = average."
+)
 @click.option("--latents", type=click.Path(path_type=Path), default=None, help="Codes from a file instead of seeds.")
 @click.option("--reference-lattice", is_flag=True, help="The original's sheared lattice, for comparison.")
-@click.option("--max-points", type=click.IntRange(1), default=100_000, show_default=True, help="Field evaluations at a time.")
+@click.option(
+    "--max-points", type=click.IntRange(1), default=100_000, show_default=True, help="Field evaluations at a time."
+)
 @device_option
 @friendly
 def extract_mesh(model, seeds, out, formats, voxel_resolution, cube_size, level, psi, latents, reference_lattice, max_points, device):  # fmt: skip
@@ -170,7 +215,9 @@ def extract_mesh(model, seeds, out, formats, voxel_resolution, cube_size, level,
     kinds = [k.strip().lstrip(".") for k in formats.split(",") if k.strip()]
     for kind in kinds:
         if kind not in ("ply", "obj", "glb", "mrc"):
-            raise UserError(f"unknown format {kind!r}, expected ply, obj, glb or mrc.{nearest(kind, ['ply', 'obj', 'glb', 'mrc'])}")
+            raise UserError(
+                f"unknown format {kind!r}, expected ply, obj, glb or mrc.{nearest(kind, ['ply', 'obj', 'glb', 'mrc'])}"
+            )
     face = open_model(model, device)
     folder = make_folder(out)
     heads = {"latents": read_codes(latents, face.generator)} if latents else {s: face.codes(s, psi) for s in seeds}

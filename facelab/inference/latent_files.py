@@ -45,7 +45,9 @@ def read_codes(path: str | Path, generator: Any) -> Codes:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{path} cannot be read as codes ({type(error).__name__}); expected a file of --save-latents") from error
+        raise UserError(
+            f"{path} cannot be read as codes ({type(error).__name__}); expected a file of --save-latents"
+        ) from error
     for name, average in generator.average_codes().values.items():
         got = tuple(values[name].shape[1:]) if name in values else None
         if got != tuple(average.shape[1:]):
@@ -75,6 +77,8 @@ def _from_original(data: Any) -> dict[str, Tensor]:
                 data[f"w_{name}_phase_shifts"] + data.get(f"w_{name}_phase_shift_offsets", 0),
             ]
         else:
-            raise UserError(f"no codes of '{name}' in it; expected keys such as w_{name}_frequencies, got {sorted(data)[:4]}")
+            raise UserError(
+                f"no codes of '{name}' in it; expected keys such as w_{name}_frequencies, got {sorted(data)[:4]}"
+            )
         codes[name] = torch.stack([p.detach().float() for p in parts], dim=1)
     return codes

@@ -7,7 +7,8 @@ import math
 from dataclasses import dataclass, field
 
 from facelab.deviations import Deviation
-from facelab.training.config import CheckpointConfig, LogConfig, TrainConfig
+from facelab.training import config as training
+from facelab.training.config import CheckpointConfig, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class ModelConfig:
 
     variant: str = "SPATIALSIRENBASELINE"  # named architecture, see facelab/bases/pigan/variants.py
     hidden: int | None = None  # width of the field; None = the variant's
-    grid_size: int | None = None  # cells per side of the latent grid; None = the variant's
+    grid_size: list[int] | None = None  # cells of the latent grid along z, y, x; None = the variant's
     latent_dim: int = 256  # width of each latent code
     mapping_hidden: int = 256
     mapping_linears: int = 4
@@ -102,6 +103,14 @@ class EmaConfig:
 
     decay: float = 0.999  # `ema`, the one that inference uses
     slow_decay: float = 0.9999  # `ema_slow`
+
+
+@dataclass(frozen=True)
+class LogConfig(training.LogConfig):
+    """What is told, and the sample grids."""
+
+    sample_heads: int = 25  # heads per grid
+    sample_size: int | None = None  # pixels; null = as trained
 
 
 @dataclass(frozen=True)

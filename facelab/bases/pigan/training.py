@@ -93,7 +93,7 @@ class Pigan:
         if m.hidden:
             field = replace(field, hidden=m.hidden)
         if m.grid_size:
-            field = replace(field, grid_size=(m.grid_size,) * 3)
+            field = replace(field, grid_size=tuple(m.grid_size))
         latents = {name: LatentConfig(m.latent_dim, role) for name, role in self.roles.items()}  # type: ignore[arg-type]
         return SirenGeneratorConfig(field, latents, m.mapping_hidden, m.mapping_linears)
 
@@ -185,6 +185,7 @@ class Pigan:
     def generate(self, ctx: PhaseContext, draws: Draws) -> Fakes:
         """Fresh latents and cameras, rendered with the training settings."""
         generator: Any = ctx.models["generator"]
+        generator.field_net.precision = ctx.config.render.precision
         latents = sample_latents(generator.latent_spec, draws, ctx.count, ctx.device)
         camera = pose_prior(ctx.config).sample(draws, ctx.count, ctx.config.camera.fov).to(ctx.device)
         noise = nerf_noise(ctx.step, ctx.config.render.noise_steps) if ctx.config.render.noise_steps else 0.0

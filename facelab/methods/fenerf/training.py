@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +47,7 @@ class Fenerf(Pigan):
     name = "fenerf"
     config_type: type = FenerfConfig
     deviations = DEVIATIONS
-    roles = {"geo": "geometry", "app": "color"}
+    roles: Mapping[str, str] = {"geo": "geometry", "app": "color"}
     variants = FENERF_VARIANTS
 
     def judges(self) -> list[Judge]:

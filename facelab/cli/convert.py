@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""convert_checkpoint, and opening whatever file a user starts from."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from facelab.cli.common import friendly
+
+
+@dataclass(frozen=True)
+class Source:
+    """A generator from any file: ours, or an original one.
+
+    Attributes:
+        method: its method.
+        model: the ``model`` section of its configuration.
+        weights: {"generator": ..., "ema": ..., "d_image": ...} in our names.
+        meta: for export: configuration and origin.
+        notes: what was found, for the user.
+    """
+
+    method: str
+    model: dict[str, Any]
+    weights: dict[str, dict]
+    meta: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+
+def open_any(path: str | Path, ema: str | Path | None = None) -> Source:
+    """Open a facelab checkpoint, a bundled model's name or an original generator file.
+
+    Args:
+        ema: the original's averages; default: ``ema.pth`` or ``<step>_ema.pth`` beside the generator.
+
+    Raises:
+        UserError: unreadable, refused (code in a pickle), or not a generator.
+    """
+    from facelab.api import locate
+    from facelab.checkpoints.format import load_checkpoint
+
+    found = locate(path)
+    if found.is_dir() or found.suffix == ".safetensors":
+        checkpoint = load_checkpoint(found, with_state=False)
+        model = dict(checkpoint.meta["config"]["model"])  # type: ignore[index]
+        return Source(str(checkpoint.meta["method"]), model, checkpoint.weights, checkpoint.meta)
+    from facelab.bases.pigan.originals import read_original
+
+    original = read_original(found, None if ema is None else Path(ema))
+    return Source(original.method, original.model, original.weights, original.meta, original.notes)
+
+
+class Initialised:
+    """A trainable method whose first weights come from a file; everything else is the method's own."""
+
+    def __init__(self, method: Any, path: Path, fresh_discriminators: bool) -> None:
+        self._method, self._path, self._fresh = method, path, fresh_discriminators
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._method, name)
+
+    def stages(self, config: Any) -> list[Any]:
+        return [dataclasses.replace(stage, init_from=self.fill) for stage in self._method.stages(config)]
+
+    def fill(self, models: Any) -> None:
+        """Load the generator (averaged weights where there are any) and, if wanted, the discriminators."""
+        from facelab.errors import UserError
+
+        source = open_any(self._path)
+        best = next((source.weights[k] for k in ("ema", "generator") if k in source.weights), None)
+        if best is None:
+            raise UserError(f"{self._path} holds no generator to start from")
+        loaded = {"generator": best}
+        if not self._fresh:
+            loaded |= {name: source.weights[name] for name in models if name in source.weights and name != "generator"}
+        for name, state in loaded.items():
+            state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+            try:
+                models[name].load_state_dict(state)
+            except RuntimeError as error:
+                raise UserError(
+                    f"{self._path}: the weights of '{name}' do not fit this configuration ({str(error).splitlines()[-1].strip()}); "
+                    "use the same model and discriminator settings, or --fresh-discriminators"
+                ) from error
+
+
+@click.command("convert_checkpoint")
+@click.argument("method", type=click.Choice(["auto", "pigan", "fenerf"]))
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--ema",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="The averages' file. [default: ema.pth or STEP_ema.pth beside SOURCE]",
+)
+@click.option("--no-ema", is_flag=True, help="Convert the live weights although averages lie beside them.")
+@click.option(
+    "--curriculum",
+    default=None,
+    help="Curriculum whose camera and rendering settings the model keeps. [default: by the field's class]",
+)
+@friendly
+def convert_checkpoint(
+    method: str, source: Path, out: Path, ema: Path | None, no_ema: bool, curriculum: str | None
+) -> None:
+    """Convert an original checkpoint (generator.pth, with ema.pth) to a .safetensors model.
+
+    No code of the file runs. The architecture is derived from the shapes of its tensors and printed.
+    """
+    from facelab.bases.pigan.originals import read_original
+    from facelab.checkpoints.format import export_model
+    from facelab.errors import UserError
+
+    original = read_original(source, ema, use_ema=not no_ema, curriculum=curriculum)
+    if method not in ("auto", original.method):
+        raise UserError(
+            f"{source} is a {original.method} generator, not {method}; say 'convert_checkpoint {original.method} ...' or auto"
+        )
+    for note in original.notes:
+        click.echo(note)
+    target = out if out.suffix == ".safetensors" else out / f"{original.method}.safetensors"
+    export_model(target, original.weights, original.meta)
+    click.echo(f"written: {target}")

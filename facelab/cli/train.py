@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""train_<method>: curricula, processes, resuming, fine-tuning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from facelab.cli.common import friendly
+
+if TYPE_CHECKING:
+    from facelab.training.distributed import Distributed
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every process of a run is told; plain data, so that it can be sent to spawned processes."""
+
+    method: str
+    config: dict[str, Any]
+    run_dir: str
+    stage: str | None = None
+    resume: str | None = None
+    init_from: str | None = None
+    fresh_discriminators: bool = False
+    allow_config_change: bool = False
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+def train_command(method: str, default_curriculum: str) -> click.Command:
+    """The click command that trains a method."""
+
+    @click.command(f"train_{method}")
+    @click.option(
+        "--curriculum", default=default_curriculum, show_default=True, help="Name (see --list-curricula) or YAML file."
+    )
+    @click.option("--list-curricula", is_flag=True, help="List the curricula and leave.")
+    @click.option("--data", default=None, help="Training pictures (data.path). [default: synthetic heads]")
+    @click.option(
+        "--out", type=click.Path(path_type=Path), default=None, help="Run folder. [default: runs/METHOD/CURRICULUM]"
+    )
+    @click.option("--gpus", type=int, default=None, help="Number of GPUs of this machine, one process each.")
+    @click.option("--device", type=click.Choice(["cuda", "cpu"]), default=None, help="[default: cuda if there is one]")
+    @click.option("--processes", type=int, default=None, help="Processes on the CPU, with --device cpu.")
+    @click.option(
+        "--resume", default=None, help="'auto' = go on where the run folder stands; or the path of a checkpoint."
+    )
+    @click.option(
+        "--init-from",
+        type=click.Path(path_type=Path),
+        default=None,
+        help="Fine-tune: start from the weights of this model, converted checkpoint or original generator file.",
+    )
+    @click.option("--fresh-discriminators", is_flag=True, help="With --init-from: take the generator only.")
+    @click.option("--max-steps", type=int, default=None, help="Iterations in all (train.max_steps).")
+    @click.option("--seed", type=int, default=None, help="Seed of the run (train.seed).")
+    @click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Change a setting, for example --set render.near=0.9; repeatable.",
+    )
+    @click.option("--reference", is_flag=True, help="Restore everything the original does where we deviate.")
+    @click.option("--allow-config-change", is_flag=True, help="Resume although settings differ.")
+    @click.option(
+        "--dry-run", is_flag=True, help="Check configuration and data, print the resolved configuration, do not train."
+    )
+    @friendly
+    def command(**options: Any) -> None:
+        raise SystemExit(run(method, **options))
+
+    command.help = f"Train {method}. Interrupt with Ctrl-C: the step is finished, saved, and --resume auto goes on."
+    return command
+
+
+def run(
+    method: str,
+    curriculum: str,
+    list_curricula: bool = False,
+    data: str | None = None,
+    out: Path | None = None,
+    gpus: int | None = None,
+    device: str | None = None,
+    processes: int | None = None,
+    resume: str | None = None,
+    init_from: Path | None = None,
+    fresh_discriminators: bool = False,
+    max_steps: int | None = None,
+    seed: int | None = None,
+    overrides: tuple[str, ...] = (),
+    reference: bool = False,
+    allow_config_change: bool = False,
+    dry_run: bool = False,
+) -> int:
+    """Resolve and check everything, then start the processes. Returns the exit code."""
+    from facelab.config import list_curricula as curricula
+    from facelab.config import load_staged, resolve_curriculum, to_dict
+    from facelab.deviations import active, describe, switched_back
+    from facelab.methods import load_method
+    from facelab.training.launch import launch, plan, under_torchrun
+
+    if list_curricula:
+        for entry in curricula(method):
+            names = f" (original: {', '.join(entry.aliases)})" if entry.aliases else ""
+            click.echo(f"{entry.name:32s} {entry.description}{names}")
+        return 0
+    if not under_torchrun():
+        import torch
+
+        plan(device, gpus, processes, torch.cuda.device_count() if device != "cpu" else 0)
+    trainable = load_method(method)
+    named = {"data.path": data, "train.max_steps": max_steps, "train.seed": seed}
+    changes = [f"{key}={value}" for key, value in named.items() if value is not None]
+    inherited = model_overrides(init_from, method) if init_from else []
+    restored = switched_back(trainable.deviations) if reference else []
+    path = resolve_curriculum(method, curriculum)
+    staged = load_staged(trainable.config_type, [path], [*inherited, *restored, *changes, *overrides])
+    check(trainable, staged)
+    deviations = active(trainable.deviations, staged.at(0).reference)
+    if is_first_process():
+        for d in deviations:
+            click.echo(f"deviates from the original: reference.{d.switch}: {d.what}")
+    if dry_run:
+        import yaml
+
+        click.echo(yaml.safe_dump(to_dict(staged), sort_keys=False))
+        return 0
+    job = Job(
+        method=method,
+        config=to_dict(staged),
+        run_dir=str(out or Path("runs") / method / path.stem),
+        resume=resume,
+        init_from=str(init_from) if init_from else None,
+        fresh_discriminators=fresh_discriminators,
+        allow_config_change=allow_config_change,
+        meta={"deviations": describe(deviations), "curriculum": path.stem},
+    )
+    return launch(work, (job,), device=device, gpus=gpus, processes=processes)
+
+
+def is_first_process() -> bool:
+    """False in torchrun's other processes, which should not repeat what the first one prints."""
+    import os
+
+    return os.environ.get("RANK", "0") == "0"
+
+
+def check(method: Any, staged: Any) -> None:
+    """Find what would stop the run later: unknown variants, resolutions that do not fit, damaged data."""
+    from facelab.errors import UserError
+
+    for config in staged.stages:
+        for judge in method.judges():
+            try:
+                method.discriminator_config(config, judge.channels).start(config.render.resolution)
+            except ValueError as error:
+                raise UserError(f"render.resolution: {error}") from error
+        method.generator_config(config)
+        try:
+            method.inference_settings(config)
+        except ValueError as error:
+            raise UserError(f"render: {error}") from error
+    if staged.at(0).data.path:
+        report = method.pictures(staged.at(0)).validate()
+        if is_first_process():
+            click.echo(f"data: {report}")
+
+
+def model_overrides(path: Path, method: str) -> list[str]:
+    """The ``model`` section of the model to start from, as overrides, so that the weights fit."""
+    from facelab.cli.convert import open_any
+
+    source = open_any(path)
+    if source.method != method:
+        from facelab.errors import UserError
+
+        raise UserError(f"{path} is a {source.method} model, which cannot start a {method} run")
+    model = {key: value for key, value in source.model.items() if value is not None}
+    return [f"model.{key}={value}" for key, value in model.items()]
+
+
+def work(distributed: Distributed, job: Job) -> int:
+    """One process of the run."""
+    from facelab.cli.samples import SampleGrids
+    from facelab.config import from_dict
+    from facelab.methods import load_method
+    from facelab.training.loop import Trainer
+
+    method = load_method(job.method)
+    if job.init_from:
+        from facelab.cli.convert import Initialised
+
+        method = Initialised(method, Path(job.init_from), job.fresh_discriminators)
+    trainer = Trainer(
+        method,
+        from_dict(method.config_type, job.config),
+        job.run_dir,
+        distributed,
+        [SampleGrids(method)],
+        stage=job.stage,
+        resume=job.resume,
+        allow_config_change=job.allow_config_change,
+        resume_may_change=("data.path", "data.cache"),
+        meta=job.meta,
+    )
+    return trainer.run().exit_code

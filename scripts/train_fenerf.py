@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""python scripts/train_fenerf.py --curriculum celebamask_hq_128 --data PATH --gpus 4"""
+
+from facelab.cli.train import train_command
+
+if __name__ == "__main__":
+    train_command("fenerf", "celebamask_hq_128")()
