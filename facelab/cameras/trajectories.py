@@ -251,16 +251,17 @@ def _keyframe(row: Mapping, where: str, fov: float) -> Keyframe:
     for key in row:
         if key not in _KEYS:
             raise UserError(f"{where}: unknown key {key!r}, expected {', '.join(_KEYS)}.{nearest(key, _KEYS)}")
-    angles = []
+    angles = {}
     for name in ("pitch", "yaw"):
         given = [key for key in (name, f"{name}_degrees") if key in row]
         if len(given) != 1:
             raise UserError(f"{where}: give either {name} (radians) or {name}_degrees, got {given or 'neither'}")
         value = _number(row, given[0], where)
-        angles.append(math.radians(value) if given[0] != name else value)
+        angles[name] = math.radians(value) if given[0] != name else value
     if "t" not in row:
         raise UserError(f"{where}: the time t is missing")
-    return Keyframe(_number(row, "t", where), *angles, _number(row, "fov", where) if "fov" in row else fov)
+    fov = _number(row, "fov", where) if "fov" in row else fov
+    return Keyframe(_number(row, "t", where), angles["pitch"], angles["yaw"], fov)
 
 
 def _number(row: Mapping, key: str, where: str) -> float:

@@ -87,9 +87,9 @@ def depth_to_rgb(
     colors = depth_colors().to(depth.device)[index].permute(0, 3, 1, 2)
     if opacity is None:
         return colors.contiguous()
-    opacity = (opacity if opacity.ndim == 4 else opacity[:, None]).float().clamp(0, 1)
+    alpha = (opacity if opacity.ndim == 4 else opacity[:, None]).float().clamp(0, 1)
     behind = torch.tensor(background, dtype=torch.float32, device=depth.device).view(1, 3, 1, 1)
-    return to_uint8(colors * opacity + behind * (1 - opacity), 0, 255)
+    return to_uint8(colors * alpha + behind * (1 - alpha), 0, 255)
 
 
 def normals_to_rgb(normals: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -169,7 +169,7 @@ def save_label_png(path: str | Path, labels: Tensor | np.ndarray, palette: Tenso
     """Write one (H, W) class map as an index PNG: pixels are class numbers, shown in palette colours."""
     from PIL import Image
 
-    array = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
+    array = labels if isinstance(labels, np.ndarray) else labels.detach().cpu().numpy()
     table = np.asarray(palette, dtype=np.uint8)
     _check_labels(torch.as_tensor(array), len(table))
     image = Image.fromarray(array.astype(np.uint8))
@@ -243,11 +243,10 @@ def _check_labels(labels: Tensor, classes: int) -> None:
 def _pil_image(picture: Tensor | np.ndarray) -> Image.Image:
     from PIL import Image
 
-    if isinstance(picture, Tensor):
-        picture = picture.detach().cpu()
-        array = (picture.permute(1, 2, 0) if picture.ndim == 3 else picture).numpy()
-    else:
+    if isinstance(picture, np.ndarray):
         array = picture
+    else:
+        array = (picture.permute(1, 2, 0) if picture.ndim == 3 else picture).detach().cpu().numpy()
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3)):
         raise ValueError(f"a picture must be uint8 with 1 or 3 channels, got {array.dtype} {array.shape}")
     return Image.fromarray(np.ascontiguousarray(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array))

@@ -234,10 +234,10 @@ def find_ffmpeg() -> str:
 
 def frame_array(frame: Tensor | np.ndarray) -> np.ndarray:
     """(3, H, W) uint8 tensor or (H, W, 3) uint8 array -> (H, W, 3) uint8 array. ValueError otherwise."""
-    if isinstance(frame, Tensor):
-        if frame.dtype != torch.uint8 or frame.ndim != 3 or frame.shape[0] != 3:
-            raise ValueError(f"a frame must be uint8 (3, H, W), got {frame.dtype} {tuple(frame.shape)}")
-        return np.ascontiguousarray(frame.detach().cpu().permute(1, 2, 0).numpy())
-    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
-        raise ValueError(f"a frame must be uint8 (H, W, 3), got {frame.dtype} {frame.shape}")
-    return frame
+    if isinstance(frame, np.ndarray):
+        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+            raise ValueError(f"a frame must be uint8 (H, W, 3), got {frame.dtype} {frame.shape}")
+        return frame
+    if frame.dtype != torch.uint8 or frame.ndim != 3 or frame.shape[0] != 3:
+        raise ValueError(f"a frame must be uint8 (3, H, W), got {frame.dtype} {tuple(frame.shape)}")
+    return np.ascontiguousarray(frame.detach().cpu().permute(1, 2, 0).numpy())
