@@ -155,17 +155,18 @@ class Pigan:
     def dataset(self, config: Any) -> DataSource:
         """Pictures from ``data.path``, or synthetic heads where it is empty."""
         from facelab.data.loader import ImageStream
+        from facelab.data.synthetic_pool import SyntheticPool
 
-        return ImageStream(self.pictures(config), config.train.seed)
+        if config.data.path:
+            return ImageStream(self.pictures(config), config.train.seed)
+        c, size, seed = config.camera, config.render.resolution, config.train.seed
+        return SyntheticPool(config.data.heads, size, seed, c.yaw_std, c.pitch_std, c.fov)
 
     def pictures(self, config: Any) -> Any:
-        """The picture set itself."""
+        """The picture set at ``data.path``."""
         from facelab.data.image_folder import ImageFolder
-        from facelab.data.synthetic import SyntheticSet
 
         d, size = config.data, config.render.resolution
-        if not d.path:
-            return SyntheticSet(d.heads, size, config.train.seed, pose_prior(config), config.camera.fov)
         return ImageFolder(d.path, size, chain=d.chain, reference=config.reference.data_chain, cache=d.cache)
 
     def stages(self, config: Any) -> list[TrainStage]:

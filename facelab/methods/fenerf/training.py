@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from facelab.bases.pigan.training import Fakes, Judge, Pigan, pose_prior
+from facelab.bases.pigan.training import Fakes, Judge, Pigan
 from facelab.bases.pigan.variants import FENERF_VARIANTS
 from facelab.data.batch import Batch
 from facelab.data.labels import one_hot_pm1
@@ -65,16 +65,13 @@ class Fenerf(Pigan):
         return super().discriminator_fakes(ctx)
 
     def pictures(self, config: Any) -> Any:
-        """Picture and mask pairs from ``data.path``, or synthetic heads where it is empty."""
+        """The picture and mask pairs at ``data.path``."""
         from facelab.data.celebamask_hq import CelebAMaskHQ
-        from facelab.data.synthetic import SyntheticSet
 
-        d, size = config.data, config.render.resolution
-        if not d.path:
-            return SyntheticSet(d.heads, size, config.train.seed, pose_prior(config), config.camera.fov)
+        d = config.data
         return CelebAMaskHQ(
             d.path,
-            size,
+            config.render.resolution,
             crop=d.crop,
             background_mask=d.background_mask,
             reference=config.reference.data_chain,
