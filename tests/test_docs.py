@@ -20,7 +20,7 @@ from tests.test_dependencies import LAYERS
 DOCUMENTS = sorted(
     path
     for path in CHECKOUT.rglob("*.md")
-    if not {".venv", "runs", "build", "node_modules"} & set(path.relative_to(CHECKOUT).parts)
+    if not {".venv", "runs", "build", "carry"} & set(path.relative_to(CHECKOUT).parts)
 )
 
 
