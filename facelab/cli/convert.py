@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,16 @@ def open_any(path: str | Path, ema: str | Path | None = None) -> Source:
     return Source(original.method, original.model, original.weights, original.meta, original.notes)
 
 
+def full_config(method: str, model: Mapping[str, Any], curriculum: str) -> dict[str, Any]:
+    """A whole configuration: that of a curriculum's last stage, with this ``model`` section."""
+    from facelab.config import load_staged, resolve_curriculum, to_dict
+    from facelab.methods import load_config_type
+
+    overrides = [f"model.{key}={value}" for key, value in model.items() if value is not None]
+    staged = load_staged(load_config_type(method), [resolve_curriculum(method, curriculum)], overrides)
+    return to_dict(staged.stages[-1])
+
+
 class Initialised:
     """A trainable method whose first weights come from a file; everything else is the method's own."""
 
@@ -83,8 +94,9 @@ class Initialised:
             try:
                 models[name].load_state_dict(state)
             except RuntimeError as error:
+                reason = str(error).splitlines()[-1].strip()
                 raise UserError(
-                    f"{self._path}: the weights of '{name}' do not fit this configuration ({str(error).splitlines()[-1].strip()}); "
+                    f"{self._path}: the weights of '{name}' do not fit this configuration ({reason}); "
                     "use the same model and discriminator settings, or --fresh-discriminators"
                 ) from error
 
@@ -125,5 +137,6 @@ def convert_checkpoint(
     for note in original.notes:
         click.echo(note)
     target = out if out.suffix == ".safetensors" else out / f"{original.method}.safetensors"
-    export_model(target, original.weights, original.meta)
+    config = full_config(original.method, original.model, original.meta["curriculum"])
+    export_model(target, original.weights, {**original.meta, "config": config})
     click.echo(f"written: {target}")

@@ -167,7 +167,12 @@ def check(method: Any, staged: Any) -> None:
     if staged.at(0).data.path:
         report = method.pictures(staged.at(0)).validate()
         if is_first_process():
-            click.echo(f"data: {report}")
+            width, height = report.smallest
+            click.echo(
+                f"data: {report.samples} samples, smallest {width} x {height} px, {report.decoded} decoded as a check"
+            )
+            for note in report.notes:
+                click.echo(f"data: {note}")
 
 
 def model_overrides(path: Path, method: str) -> list[str]:

@@ -52,8 +52,8 @@ def read_codes(path: str | Path, generator: Any) -> Codes:
         got = tuple(values[name].shape[1:]) if name in values else None
         if got != tuple(average.shape[1:]):
             raise UserError(
-                f"{path} does not fit this generator: expected codes '{name}' of shape (N, {', '.join(map(str, average.shape[1:]))}), "
-                f"got {'none' if got is None else ('(N, ' + ', '.join(map(str, got)) + ')')}; were they made with another model?"
+                f"{path} does not fit this generator: expected codes '{name}' of shape (N, *{tuple(average.shape[1:])}), "
+                f"got {'none' if got is None else f'(N, *{got})'}; were they made with another model?"
             )
     device = next(generator.parameters()).device
     return Codes({name: values[name].float().to(device) for name in generator.average_codes().values})

@@ -60,7 +60,7 @@ class Original:
         model: ``model`` section of its configuration.
         weights: ``generator`` and, where averages were found, ``ema``; our key names, with stored averages
             of the mapping networks.
-        meta: method, config, step, origin.
+        meta: method, curriculum (whose settings it keeps), step, origin.
         notes: lines for the user: what was found.
     """
 
@@ -125,7 +125,7 @@ def read_original(
     chosen = curriculum or CURRICULA.get(raw.class_name or "", CURRICULA[method])
     meta = {
         "method": method,
-        "config": full_config(method, model, chosen),
+        "curriculum": chosen,
         "step": step if isinstance(step, int) else 0,
         "origin": {
             "file": path.name,
@@ -179,16 +179,6 @@ def model_section(config: SirenGeneratorConfig, class_name: str | None) -> dict[
         "mapping_hidden": config.mapping_hidden,
         "mapping_linears": config.mapping_linears,
     }
-
-
-def full_config(method: str, model: Mapping[str, Any], curriculum: str) -> dict[str, Any]:
-    """A whole configuration: the curriculum's, with this model, at its last stage."""
-    from facelab.config import load_staged, resolve_curriculum, to_dict
-    from facelab.methods import load_config_type
-
-    overrides = [f"model.{key}={value}" for key, value in model.items() if value is not None]
-    staged = load_staged(load_config_type(method), [resolve_curriculum(method, curriculum)], overrides)
-    return to_dict(staged.stages[-1])
 
 
 def describe(path: Path, config: SirenGeneratorConfig, class_name: str | None, extra: Mapping[str, object]) -> str:

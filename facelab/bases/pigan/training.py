@@ -109,7 +109,7 @@ class Pigan:
         """An initialised generator on the CPU."""
         generator = SirenGenerator(self.generator_config(config))
         generator.reset_parameters(Draws(config.train.seed).at(phase="init").generator("generator"))
-        generator.field_net.precision = config.render.precision
+        generator.field_net.precision = field_precision(config)
         return generator
 
     def build(self, config: Any) -> Models:
@@ -186,7 +186,7 @@ class Pigan:
     def generate(self, ctx: PhaseContext, draws: Draws) -> Fakes:
         """Fresh latents and cameras, rendered with the training settings."""
         generator: Any = ctx.models["generator"]
-        generator.field_net.precision = ctx.config.render.precision
+        generator.field_net.precision = field_precision(ctx.config)
         latents = sample_latents(generator.latent_spec, draws, ctx.count, ctx.device)
         camera = pose_prior(ctx.config).sample(draws, ctx.count, ctx.config.camera.fov).to(ctx.device)
         noise = nerf_noise(ctx.step, ctx.config.render.noise_steps) if ctx.config.render.noise_steps else 0.0
@@ -251,6 +251,11 @@ def pose_prior(config: Any) -> PosePrior:
     """The camera prior of a configuration."""
     c = config.camera
     return PosePrior(c.distribution, c.yaw_mean, c.yaw_std, c.pitch_mean, c.pitch_std)
+
+
+def field_precision(config: Any) -> str:
+    """What the field is told: its own modes; under ``autocast`` it is plain and the loop's autocast is on."""
+    return "fp32" if config.render.precision == "autocast" else config.render.precision
 
 
 def render_settings(render: RenderConfig) -> RenderSettings:
