@@ -226,7 +226,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", dtype: torc
         weights.setdefault(group, {})[key] = (
             tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
         )
-    return Checkpoint(weights, None, json.loads(header.get("meta", "{}")), path)
+    return Checkpoint(weights, None, tensor_files.model_meta(header), path)
 
 
 def list_checkpoints(folder: str | Path) -> list[Path]:

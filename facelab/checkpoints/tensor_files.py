@@ -177,6 +177,12 @@ def read_metadata(path: Path) -> tuple[dict[str, str], dict[str, tuple[str, tupl
     return metadata, shapes
 
 
+def model_meta(header: Mapping[str, str]) -> dict[str, object]:
+    """The ``meta`` that a single-file model carries in its header; empty if it has none."""
+    meta = json.loads(header.get("meta", "{}"))
+    return meta if isinstance(meta, dict) else {}
+
+
 def _plan_shards(tensors: Mapping[str, Tensor], max_bytes: int) -> list[dict[str, Tensor]]:
     """Distribute tensors over shards of at most ``max_bytes`` of file each, in order."""
     shards: list[dict[str, Tensor]] = [{}]
