@@ -17,6 +17,17 @@ from facelab.errors import UserError
 Command = Callable[..., Any]
 
 
+class OneLineCommand(click.Command):
+    """A command that says what is wrong with its options in one line, like every other error."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        try:
+            return super().make_context(*args, **kwargs)
+        except click.UsageError as error:
+            click.echo(f"error: {' '.join(error.format_message().split()).rstrip('.')}; see --help", err=True)
+            raise click.exceptions.Exit(2) from error
+
+
 def friendly(function: Command) -> Command:
     """Turn errors that the user can mend into one line on stderr and exit status 2.
 

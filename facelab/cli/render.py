@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from facelab.cli.common import (
+    OneLineCommand,
     device_option,
     friendly,
     model_argument,
@@ -17,10 +18,11 @@ from facelab.cli.common import (
     sized_settings,
 )
 
+FORMATS = ("ply", "obj", "glb", "mrc")
 TRAJECTORIES = "front, sphere, orbit, rotation_horizontal, zoom, non_rotation ..."
 
 
-@click.command("render_images")
+@click.command("render_images", cls=OneLineCommand)
 @model_argument
 @seeds_option()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("imgs"), show_default=True, help="Output folder.")
@@ -80,7 +82,7 @@ def render_images(
         click.echo(str(path))
 
 
-@click.command("render_video")
+@click.command("render_video", cls=OneLineCommand)
 @model_argument
 @seeds_option((0, 1))
 @click.option("--out", type=click.Path(path_type=Path), default=Path("vids"), show_default=True, help="Output folder.")
@@ -136,17 +138,20 @@ def render_video(
     from facelab.cameras.trajectories import keyframe_trajectory, read_keyframes
     from facelab.cameras.trajectories import trajectory as named_path
     from facelab.cli import pictures
+    from facelab.errors import UserError
     from facelab.files import make_folder
     from facelab.inference.latent_files import read_codes, save_codes
     from facelab.inference.video import FrameFolder, open_video
 
     face = open_model(model, device)
+    if latent_type in ("geo", "app") and latent_type not in face.generator.latent_spec:
+        raise UserError(f"--latent-type {latent_type}: this {face.method} model has one code for all; use both or non")
     settings = sized_settings(face, image_size, ray_step_multiplier, lock_view_dependence, max_points)
     wanted = None if layers is None else pictures.parse_layers(layers)
     if wanted is None and face.config.__class__.__name__ != "PiganConfig":
         wanted = ["image", "mask", "blend", "depth"]
     names, settings = pictures.available_layers(face, wanted, settings)
-    fov = fov or face.config.camera.fov
+    fov = face.config.camera.fov if fov is None else fov
     if Path(trajectory).suffix in (".yaml", ".yml", ".json"):
         path = keyframe_trajectory(read_keyframes(trajectory, fov), num_frames)
     else:
@@ -154,17 +159,16 @@ def render_video(
     heads = [read_codes(p, face.generator) for p in latents] or [face.codes(s, psi) for s in seeds]
     title = "latents" if latents else "-".join(map(str, seeds))
     pairs = list(zip(heads, heads[1:], strict=False)) or [(heads[0], heads[0])]
-    kind = latent_type if "geo" in heads[0].values or latent_type in ("both", "non") else "both"
     folder = make_folder(out)
-    target = folder / f"interp_{kind}_{title}.mp4"
+    target = folder / f"interp_{latent_type}_{title}.mp4"
     cameras = path.camera().to(face.device)
     with ExitStack() as stack:
         sinks = [stack.enter_context(open_video(target, fps))]
         if frames:
-            sinks.append(stack.enter_context(FrameFolder(folder / f"frames_{kind}_{title}")))
+            sinks.append(stack.enter_context(FrameFolder(folder / f"frames_{latent_type}_{title}")))
         bar = stack.enter_context(tqdm(total=len(pairs) * num_frames, unit="frame", disable=None))
         for first, second in pairs:
-            for i, codes in enumerate(mixed_codes(first, second, kind, path.t.tolist())):
+            for i, codes in enumerate(mixed_codes(first, second, latent_type, path.t.tolist())):
                 picture = pictures.frame(face, codes, cameras[i], settings, names)
                 for sink in sinks:
                     sink.add(picture)
@@ -176,7 +180,7 @@ def render_video(
     click.echo(str(target))
 
 
-@click.command("extract_mesh")
+@click.command("extract_mesh", cls=OneLineCommand)
 @model_argument
 @seeds_option((0,))
 @click.option(
@@ -204,7 +208,9 @@ def render_video(
 )
 @device_option
 @friendly
-def extract_mesh(model, seeds, out, formats, voxel_resolution, cube_size, level, psi, latents, reference_lattice, max_points, device):  # fmt: skip
+def extract_mesh(
+    model, seeds, out, formats, voxel_resolution, cube_size, level, psi, latents, reference_lattice, max_points, device,
+):  # fmt: skip
     """The surface of a head as a mesh with vertex colours, or its density as a volume."""
     from facelab.errors import UserError, nearest
     from facelab.files import make_folder
@@ -213,11 +219,11 @@ def extract_mesh(model, seeds, out, formats, voxel_resolution, cube_size, level,
     from facelab.mesh.marching_cubes import Lattice, sample_volume
 
     kinds = [k.strip().lstrip(".") for k in formats.split(",") if k.strip()]
+    if not kinds:
+        raise UserError(f"no format chosen, expected some of {', '.join(FORMATS)}")
     for kind in kinds:
-        if kind not in ("ply", "obj", "glb", "mrc"):
-            raise UserError(
-                f"unknown format {kind!r}, expected ply, obj, glb or mrc.{nearest(kind, ['ply', 'obj', 'glb', 'mrc'])}"
-            )
+        if kind not in FORMATS:
+            raise UserError(f"unknown format {kind!r}, expected some of {', '.join(FORMATS)}.{nearest(kind, FORMATS)}")
     face = open_model(model, device)
     folder = make_folder(out)
     heads = {"latents": read_codes(latents, face.generator)} if latents else {s: face.codes(s, psi) for s in seeds}
@@ -232,7 +238,8 @@ def extract_mesh(model, seeds, out, formats, voxel_resolution, cube_size, level,
                 save_mesh(folder / f"{seed}.{kind}", mesh)
                 click.echo(str(folder / f"{seed}.{kind}"))
         if "mrc" in kinds:
-            lattice = Lattice(voxel_resolution, cube_size, reference_lattice)
+            sheared = reference_lattice or face.config.reference.sheared_lattice
+            lattice = Lattice(voxel_resolution, cube_size, sheared)
             volume = sample_volume(face.density(codes), lattice, max_points, face.device)
             save_mrc(folder / f"{seed}.mrc", volume, lattice.voxel_size, lattice.origin)
             click.echo(str(folder / f"{seed}.mrc"))

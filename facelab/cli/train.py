@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from facelab.cli.common import friendly
+from facelab.cli.common import OneLineCommand, friendly
 
 if TYPE_CHECKING:
     from facelab.training.distributed import Distributed
@@ -33,7 +33,7 @@ class Job:
 def train_command(method: str, default_curriculum: str) -> click.Command:
     """The click command that trains a method."""
 
-    @click.command(f"train_{method}")
+    @click.command(f"train_{method}", cls=OneLineCommand)
     @click.option(
         "--curriculum", default=default_curriculum, show_default=True, help="Name (see --list-curricula) or YAML file."
     )
