@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Literal
 
 from facelab.deviations import Deviation
 from facelab.training import config as training
@@ -37,7 +38,7 @@ class DataConfig:
     """Training pictures."""
 
     path: str = ""  # folder (or glob for pi-GAN); empty = synthetic heads made on the fly
-    chain: str = "celeba"  # pi-GAN's preprocessing: celeba, cats or carla
+    chain: Literal["celeba", "cats", "carla"] = "celeba"  # pi-GAN's preprocessing
     crop: float | None = None  # middle square over the picture's short side; None = stated by the data, or 0.8
     background_mask: bool = True  # blacken the background (data sets with masks)
     cache: str = "auto"  # none, memory, auto, or a folder for memory-mapped arrays
@@ -48,7 +49,9 @@ class DataConfig:
 class CameraConfig:
     """Camera prior on the unit sphere; angles in radians, the field of view in degrees."""
 
-    distribution: str = "gaussian"  # uniform, gaussian, hybrid, truncated_gaussian, spherical_uniform, fixed
+    distribution: Literal[
+        "uniform", "gaussian", "normal", "hybrid", "truncated_gaussian", "spherical_uniform", "fixed"
+    ] = "gaussian"
     yaw_mean: float = math.pi / 2
     yaw_std: float = 0.3
     pitch_mean: float = math.pi / 2
@@ -65,12 +68,12 @@ class RenderConfig:
     far: float = 1.12
     samples: int = 12  # per ray in the first pass
     hierarchical: bool = True  # as many importance samples again
-    density: str = "relu"  # or softplus
-    background: str = "none"  # none, last, white, black
-    eval_background: str = "none"  # the same for inference
+    density: Literal["relu", "softplus"] = "relu"  # activation of raw density
+    background: Literal["none", "last", "white", "black"] = "none"  # where rays meet nothing
+    eval_background: Literal["none", "last", "white", "black"] = "none"  # the same for inference
     noise_steps: int = 5000  # steps over which the density noise falls from 1 to 0
     coarse_gradient: bool = True  # False evaluates coarse samples without gradient
-    precision: str = "fp32"  # of the field: fp32, tf32, fp16 (fused, phases in fp32), autocast (the run's)
+    precision: Literal["fp32", "tf32", "fp16", "autocast"] = "fp32"  # of the field (fp16 fused, autocast the run's)
     max_points: int = 2_400_000  # field evaluations at a time without gradient
     recompute: bool = False  # keep no activations for the backward
 
@@ -95,6 +98,13 @@ class OptimConfig:
     image_lr: float = 2e-4  # image discriminator
     betas: tuple[float, float] = (0.0, 0.9)
     weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if name == "betas" and not all(0 <= beta < 1 for beta in value):
+                raise ValueError(f"optim.betas must lie in [0, 1), got {value}")
+            if name != "betas" and value < 0:
+                raise ValueError(f"optim.{name} must not be negative, got {value}")
 
 
 @dataclass(frozen=True)

@@ -101,6 +101,10 @@ class Pigan:
         """The architecture of a discriminator for pictures of ``channels`` channels."""
         names = [_head_name(name) for name in self.roles]
         base = published_config(config.discriminator.kind, in_channels=channels)
+        unknown = set(config.loss.latent) - set(names)
+        if unknown:
+            name = min(unknown)
+            raise UserError(f"loss.latent.{name}: no such code, expected {', '.join(names)}.{nearest(name, names)}")
         latents = dict.fromkeys(names, config.model.latent_dim) if base.latents else {}
         chosen = tuple(config.discriminator.channels or ()) or base.channels
         return replace(base, channels=chosen, latents=latents, channels_last=config.discriminator.channels_last)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from facelab.bases.pigan import config as pigan
 from facelab.deviations import Deviation
@@ -28,7 +29,7 @@ class DiscriminatorConfig(pigan.DiscriminatorConfig):
 class RenderConfig(pigan.RenderConfig):
     resolution: int = 32
     samples: int = 24
-    fill_color: str = "black"  # of empty rays at inference: black, white, grey, light_grey
+    fill_color: Literal["black", "white", "grey", "light_grey"] = "black"  # of empty rays at inference
 
 
 @dataclass(frozen=True)
