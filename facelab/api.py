@@ -26,6 +26,7 @@ from facelab.generator import Codes, GeneratorOutput, Scene, fill_output
 from facelab.methods import load_method
 from facelab.rendering.settings import RenderSettings
 
+PICKLES = (".pth", ".pt", ".pkl", ".ckpt", ".tar")
 PREFERRED_WEIGHTS = ("ema", "generator", "ema_slow")
 
 
@@ -45,9 +46,17 @@ def load(path: str | Path, device: str | torch.device = "cpu", weights: str | No
     """
     from facelab.checkpoints.format import load_checkpoint
 
-    checkpoint = load_checkpoint(locate(path), device="cpu", with_state=False)
-    method_name = str(checkpoint.meta.get("method", ""))
-    method = load_method(method_name)
+    found = locate(path)
+    if found.is_file() and found.suffix in PICKLES:
+        raise UserError(
+            f"{path} is a file of an original program, expected a facelab checkpoint or .safetensors model; "
+            f"convert it first: python scripts/convert_checkpoint.py auto {path} models"
+        )
+    checkpoint = load_checkpoint(found, device="cpu", with_state=False)
+    missing = {"method", "config"} - set(checkpoint.meta)
+    if missing:
+        raise UserError(f"{path} does not say its {' and '.join(sorted(missing))}, so no model can be built from it")
+    method = load_method(str(checkpoint.meta["method"]))
     staged = from_dict(method.config_type, checkpoint.meta["config"], where=str(path))  # type: ignore[arg-type]
     config = staged.at(int(checkpoint.step), int(checkpoint.meta.get("images", 0)))  # type: ignore[call-overload]
     available = [name for name in PREFERRED_WEIGHTS if name in checkpoint.weights]
@@ -58,7 +67,11 @@ def load(path: str | Path, device: str | torch.device = "cpu", weights: str | No
     generator = method.build_generator(config)
     chosen = checkpoint.weights[weights or available[0]]
     state = {k: v.float() if v.is_floating_point() else v for k, v in chosen.items()}
-    generator.load_state_dict(state)
+    try:
+        generator.load_state_dict(state)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise UserError(f"{path}: the weights do not fit the configuration stored with them ({reason})") from error
     generator.eval().requires_grad_(False).to(device)
     if not generator.has_averages:
         generator.update_averages()
@@ -131,7 +144,7 @@ class FaceModel:
         """A camera on the unit sphere; pitch (up) and yaw in radians away from the frontal view, fov in degrees."""
         c = self.config.camera
         base_pitch, base_yaw = torch.pi / 2, torch.pi / 2
-        return Camera.on_sphere(base_pitch - pitch, base_yaw + yaw, fov or c.fov).to(self.device)
+        return Camera.on_sphere(base_pitch - pitch, base_yaw + yaw, c.fov if fov is None else fov).to(self.device)
 
     def settings(
         self, resolution: int | None = None, ray_step_multiplier: int = 2, lock_view: bool = False

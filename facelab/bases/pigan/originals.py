@@ -85,7 +85,7 @@ def read_raw(path: str | Path, ema: str | Path | None = None) -> RawGenerator:
     else:
         found = find_state_dicts(tree)
         if "" not in found:
-            got = ", ".join(found) or type(tree).__name__
+            got = ", ".join(found) or (tree.class_name if isinstance(tree, LegacyObject) else type(tree).__name__)
             raise UserError(f"{path}: expected a generator (a pickled module or a state dict), got {got}")
         state = order = found[""]
     states: dict[str, Mapping[str, Tensor]] = {"generator": state}
