@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from facelab.cli.common import friendly
+from facelab.cli.common import OneLineCommand, friendly
 
 
 @dataclass(frozen=True)
@@ -99,10 +99,11 @@ class Initialised:
                     f"{self._path}: the weights of '{name}' do not fit this configuration ({reason}); "
                     "use the same model and discriminator settings, or --fresh-discriminators"
                 ) from error
+        models["generator"].forget_averages()
 
 
-@click.command("convert_checkpoint")
-@click.argument("method", type=click.Choice(["auto", "pigan", "fenerf"]))
+@click.command("convert_checkpoint", cls=OneLineCommand)
+@click.argument("method", metavar="METHOD", type=click.Choice(["auto", "pigan", "fenerf"]))
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
@@ -123,7 +124,7 @@ def convert_checkpoint(
 ) -> None:
     """Convert an original checkpoint (generator.pth, with ema.pth) to a .safetensors model.
 
-    No code of the file runs. The architecture is derived from the shapes of its tensors and printed.
+    METHOD is fenerf, pigan or auto (as the file says). No code of the file runs. The architecture is derived from the shapes of its tensors and printed.
     """
     from facelab.bases.pigan.originals import read_original
     from facelab.checkpoints.format import export_model

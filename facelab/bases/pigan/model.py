@@ -106,6 +106,12 @@ class SirenGenerator(nn.Module):
         for name, code in self.map(latents).values.items():
             self.get_buffer(f"average_{name}").copy_(code.mean(0))
 
+    @torch.no_grad()
+    def forget_averages(self) -> None:
+        """Drop the stored averages: further training makes them wrong."""
+        for name in self.mapping:
+            self.get_buffer(f"average_{name}").zero_()
+
     def scene(self, codes: Codes, noise: Any = None) -> Scene:
         """Codes -> a scene whose part ``film`` is ready for the field. ``noise`` is not used."""
         layers = [code.unflatten(-1, (-1, self.config.field.hidden)) for code in codes.values.values()]
