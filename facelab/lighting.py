@@ -103,10 +103,10 @@ def light_from_uniform(numbers: Tensor) -> Tensor:
         return torch.stack([pitch.cos() * yaw.sin(), pitch.sin(), pitch.cos() * yaw.cos()], dim=-1)
 
     yaw = (0.65 * torch.special.ndtri(u[:, 0])).clamp(-1.5, 1.5)
-    key = directional(lamp(yaw, between(0.0, 1.0, 1)), between(0.50, 0.90, 2))
+    key = directional(lamp(yaw, between(0.0, 1.0, 1)), between(0.45, 0.80, 2))
     fill = directional(lamp(-yaw.sign() * between(0.3, 1.4, 3), between(-0.3, 0.6, 4)), between(0.05, 0.25, 5))
-    sky = ambient(between(0.36, 0.52, 6), len(u)).to(u)
-    warmth = 0.05 * torch.special.ndtri(u[:, 7]).view(-1, 1, 1)
+    sky = ambient(between(0.44, 0.60, 6), len(u)).to(u)
+    warmth = 0.035 * torch.special.ndtri(u[:, 7]).view(-1, 1, 1)
     tint = torch.tensor([1.0, 0.0, -1.0], dtype=u.dtype, device=u.device).view(1, 1, 3)
     return key[..., None] * (1 + warmth * tint) + (fill + sky)[..., None] * (1 - 0.5 * warmth * tint)
 

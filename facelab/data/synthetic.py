@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -255,3 +256,10 @@ def _background(colour: str | Sequence[float]) -> Tensor:
     if values.shape != (3,) or not bool(((values >= 0) & (values <= 1)).all()):
         raise UserError(f"background must be three numbers in 0..1, got {list(colour)}")
     return values
+
+
+def write_dataset(out: str | Path, count: int, size: int = 128, seed: int = 0, **options) -> Path:
+    """Heads as picture and mask files, see :func:`facelab.data.synthetic_files.write_dataset`."""
+    from facelab.data import synthetic_files
+
+    return synthetic_files.write_dataset(out, count, size, seed, **options)

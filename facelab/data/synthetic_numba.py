@@ -14,13 +14,15 @@ import torch
 from torch import Tensor
 
 from facelab.cameras.camera import Camera
-from facelab.data.synthetic_render import GLOSS, SQUARINGS, Pictures, Scene, half_vectors, ray_lengths
+from facelab.data.synthetic_render import GLOSS, SHOULDER, SQUARINGS, Pictures, Scene, half_vectors, ray_lengths
 from facelab.lighting import C0, C1, C2, C3, C4
 from facelab.mesh.rasterize import project
 from facelab.mesh.rasterize_numba import face_id_kernel
 
+F = np.float32
 
-@numba.njit(nogil=True, cache=True)
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
 def _normals(points, faces, normals):
     """Area weighted vertex normals, (V, 3) into ``normals`` (zeros)."""
     for f in range(faces.shape[0]):
@@ -39,7 +41,7 @@ def _normals(points, faces, normals):
                 normals[m, c] /= length
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(nogil=True, cache=True, error_model="numpy")
 def _shade_sample(
     row, column, f, screen, faces, label, normals, colour, surface, light, half, gloss, squarings, phase, out
 ):
@@ -52,46 +54,50 @@ def _shade_sample(
     w2 = (x1 - x0) * (row - y0) - (y1 - y0) * (column - x0)
     area = w0 + w1 + w2
     w0, w1, w2 = w0 / screen[i0, 2], w1 / screen[i1, 2], w2 / screen[i2, 2]
-    total = w0 + w1 + w2
-    b0, b1, b2 = np.float32(w0 / total), np.float32(w1 / total), np.float32(w2 / total)
+    inverse = 1.0 / (w0 + w1 + w2)
+    b0, b1, b2 = F(w0 * inverse), F(w1 * inverse), F(w2 * inverse)
     x = b0 * normals[i0, 0] + b1 * normals[i1, 0] + b2 * normals[i2, 0]
     y = b0 * normals[i0, 1] + b1 * normals[i1, 1] + b2 * normals[i2, 1]
     z = b0 * normals[i0, 2] + b1 * normals[i1, 2] + b2 * normals[i2, 2]
-    length = max(np.sqrt(x * x + y * y + z * z), np.float32(1e-12))
+    scale = F(1.0) / max(np.sqrt(x * x + y * y + z * z), F(1e-12))
     if area > 0:
-        length = -length
-    x, y, z = x / length, y / length, z / length
-    factor = np.float32(1.0)
+        scale = -scale
+    x, y, z = x * scale, y * scale, z * scale
+    factor = F(1.0)
     if label == 13 or label == 6 or label == 7:
         u0, u1, u2 = surface[i0, 0], surface[i1, 0], surface[i2, 0]
         if max(u0, u1, u2) - min(u0, u1, u2) > np.pi:
-            u0 = u0 + np.float32(2 * np.pi) if u0 < 0 else u0
-            u1 = u1 + np.float32(2 * np.pi) if u1 < 0 else u1
-            u2 = u2 + np.float32(2 * np.pi) if u2 < 0 else u2
+            u0 = u0 + F(2 * np.pi) if u0 < 0 else u0
+            u1 = u1 + F(2 * np.pi) if u1 < 0 else u1
+            u2 = u2 + F(2 * np.pi) if u2 < 0 else u2
         u = b0 * u0 + b1 * u1 + b2 * u2
         w = b0 * surface[i0, 1] + b1 * surface[i1, 1] + b2 * surface[i2, 1]
         p, q = phase[0], phase[1]
         if label == 13:
-            wave = 0.5 * np.sin(41 * u + 3 * np.sin(4 * w + p) + q) + 0.35 * np.sin(83 * u - 5 * w + 2 * q)
-            factor = np.float32(1 + 0.26 * (wave + 0.3 * np.sin(17 * u + 7 * w + p)))
+            wave = F(0.5) * np.sin(F(47) * u + F(3) * np.sin(F(4) * w + p) + q)
+            wave += F(0.35) * np.sin(F(101) * u - F(5) * w + F(2) * q)
+            factor = F(1) + F(0.17) * (wave + F(0.25) * np.sin(F(17) * u + F(7) * w + p))
         else:
-            factor = np.float32(1 + 0.22 * np.sin(44 * u + 9 * w))
-    shine = max(np.float32(0), x * half[0] + y * half[1] + z * half[2])
+            factor = F(1) + F(0.22) * np.sin(F(44) * u + F(9) * w)
+    shine = max(F(0), x * half[0] + y * half[1] + z * half[2])
     for _ in range(squarings[label]):
         shine = shine * shine
     shine = shine * gloss[label]
-    for c in range(3):
-        bright = light[0, c] * C0 + C1 * (light[1, c] * y + light[2, c] * z + light[3, c] * x)
-        bright += C2 * (light[4, c] * x * y + light[5, c] * y * z + light[7, c] * x * z)
-        bright += light[6, c] * C3 * (3 * z * z - 1) + light[8, c] * C4 * (x * x - y * y)
-        bright = max(bright, 0.0)
+    xy, yz, zz, xz, difference = x * y, y * z, F(3) * z * z - F(1), x * z, x * x - y * y
+    for c in range(3):  # ``light`` is already multiplied by the constants of the basis
+        bright = light[0, c] + light[1, c] * y + light[2, c] * z + light[3, c] * x + light[4, c] * xy
+        bright += light[5, c] * yz + light[6, c] * zz + light[7, c] * xz + light[8, c] * difference
+        bright = max(bright, F(0))
         value = (b0 * colour[i0, c] + b1 * colour[i1, c] + b2 * colour[i2, c]) * factor * bright + shine
-        out[c] = min(max(value, 0.0), 1.0)
+        value = max(value, F(0))
+        if value >= SHOULDER:
+            value = F(1 - (1 - SHOULDER) * np.exp((SHOULDER - value) / (1 - SHOULDER)))
+        out[c] = value
     out[3], out[4], out[5] = x, y, z
-    out[6] = area / total
+    out[6] = area * inverse
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(nogil=True, cache=True, error_model="numpy")
 def _render(
     points,
     screen,
@@ -114,7 +120,7 @@ def _render(
 ):
     """One head into ``image`` (3, S, S), ``mask`` (S, S), ``depth`` (S, S) camera z, ``normal`` (S, S, 3)."""
     fine = size * k
-    buffer = np.full((fine, fine), np.float32(np.inf), dtype=np.float32)
+    buffer = np.full((fine, fine), F(np.inf), dtype=np.float32)
     face = np.full((fine, fine), -1, dtype=np.int32)
     face_id_kernel(screen, faces, fine, 0.0, np.inf, buffer, face)
     normals = np.zeros((points.shape[0], 3), dtype=np.float32)
@@ -169,7 +175,9 @@ def render_numba(
     count = len(scene.vertices)
     screen = project(scene.vertices, camera, size, grid, supersample).numpy()
     points, colour = scene.vertices.contiguous().numpy(), scene.colour.contiguous().numpy()
-    light, phase, half = scene.light.float().numpy(), scene.phase.numpy(), half_vectors(scene.light, camera).numpy()
+    constants = torch.tensor([C0, C1, C1, C1, C2, C2, C3, C2, C4]).view(9, 1)
+    light = (scene.light.float() * constants).numpy()
+    phase, half = scene.phase.numpy(), half_vectors(scene.light, camera).numpy()
     faces, labels = scene.faces.int().numpy(), scene.labels.numpy()
     surface, gloss, squarings = scene.surface.numpy(), GLOSS.numpy(), SQUARINGS.numpy()
     backdrop = background.double().numpy()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pictures of meshes under spherical-harmonics light: the plain torch path (CPU and CUDA) and its definitions.
 
-Per sample: colour = albedo * occlusion * strands * (Y(n) . L) + gloss * max(0, n . h)^p, clamped, in display
-space; h is half way between view and main light direction. Each pixel is the mean of its samples.
+Per sample: colour = albedo * occlusion * strands * (Y(n) . L) + gloss * max(0, n . h)^p, with a soft shoulder
+below white, in display space; h is half way between view and main light direction. Each pixel is the mean of its samples.
 
 Letters: N heads, V vertices, F faces, S size, K supersampled size.
 """
@@ -27,6 +27,7 @@ GLOSS[[1, 2, 3, 4, 5, 8, 9, 10, 11, 12, 13, 15, 17, 18]] = torch.tensor(
 SQUARINGS = torch.full((19,), 3, dtype=torch.int64)
 SQUARINGS[[3, 4, 5, 15]] = 6
 SQUARINGS[[2, 11, 12]] = 4
+SHOULDER = 0.75  # brighter values approach white smoothly: 1 - (1 - s) exp((s - c) / (1 - s))
 HAIR, BROWS = 13, (6, 7)
 
 
@@ -107,7 +108,8 @@ def _shade(scene: Scene, camera: Camera, fine: Fragments, normal: Tensor) -> Ten
     for step in range(1, 7):
         power = power * power
         result = torch.where(squarings == step, power, result)
-    return (colour + (GLOSS.to(result)[label] * result)[..., None]).clamp(0, 1)
+    colour = (colour + (GLOSS.to(result)[label] * result)[..., None]).clamp(min=0)
+    return torch.where(colour < SHOULDER, colour, 1 - (1 - SHOULDER) * torch.exp((SHOULDER - colour) / (1 - SHOULDER)))
 
 
 def half_vectors(light: Tensor, camera: Camera) -> Tensor:
@@ -125,8 +127,8 @@ def strands(scene: Scene, fine: Fragments, label: Tensor) -> Tensor:
     u = (angle * fine.barycentric).sum(-1)
     w = (row * fine.barycentric).sum(-1)
     p, q = scene.phase[:, 0, None, None], scene.phase[:, 1, None, None]
-    hair = 0.5 * torch.sin(41 * u + 3 * torch.sin(4 * w + p) + q) + 0.35 * torch.sin(83 * u - 5 * w + 2 * q)
-    hair = 1 + 0.26 * (hair + 0.3 * torch.sin(17 * u + 7 * w + p))
+    hair = 0.5 * torch.sin(47 * u + 3 * torch.sin(4 * w + p) + q) + 0.35 * torch.sin(101 * u - 5 * w + 2 * q)
+    hair = 1 + 0.17 * (hair + 0.25 * torch.sin(17 * u + 7 * w + p))
     brow = 1 + 0.22 * torch.sin(44 * u + 9 * w)
     factor = torch.where(label == HAIR, hair, torch.ones_like(hair))
     return torch.where((label == BROWS[0]) | (label == BROWS[1]), brow, factor)

@@ -20,14 +20,14 @@ SHAPE, EXPRESSION, STYLE, COLOUR, LIGHT, POSE, PHASE = 0, 64, 96, 128, 160, 170,
 
 # shift of the mean in standard deviations: feminine faces (the masculine ones get the opposite)
 FEMININE = {
-    "jaw_width": -0.6,
+    "jaw_width": -0.8,
     "jaw_angle": -0.5,
     "brow_ridge": -0.8,
     "chin_width": -0.5,
     "upper_lip": 0.5,
     "lower_lip": 0.4,
 }
-FEMININE |= {"neck_width": -0.9, "nose_width": -0.45, "brow_thickness": -0.7, "eye_size": 0.5, "brow_height": 0.35}
+FEMININE |= {"neck_width": -0.9, "nose_width": -0.45, "brow_thickness": -0.45, "eye_size": 0.5, "brow_height": 0.35}
 FEMININE |= {"nose_forward": -0.3, "face_length": -0.3, "brow_arch": 0.4, "nose_tip_up": 0.4, "chin_length": -0.3}
 HAIR_COLOURS = torch.tensor(
     [[0.085, 0.075, 0.075], [0.17, 0.115, 0.085], [0.30, 0.195, 0.125], [0.46, 0.32, 0.20], [0.76, 0.60, 0.38]]
@@ -45,10 +45,10 @@ IRIS_COLOURS = torch.tensor(
     ]
 )
 IRIS_SHARES = torch.tensor([0.30, 0.24, 0.12, 0.10, 0.17, 0.07])
-STYLES = ("short", "buzz", "bald", "quiff", "bob", "long", "tied")
+STYLES = ("short", "buzz", "bald", "quiff", "bob", "long", "tied", "afro")
 STYLE_SHARES = {
-    "feminine": [0.10, 0.01, 0.0, 0.04, 0.28, 0.45, 0.12],
-    "masculine": [0.48, 0.15, 0.10, 0.18, 0.03, 0.04, 0.02],
+    "feminine": [0.10, 0.01, 0.0, 0.04, 0.26, 0.42, 0.10, 0.07],
+    "masculine": [0.44, 0.15, 0.10, 0.17, 0.03, 0.04, 0.01, 0.06],
 }
 
 
@@ -134,6 +134,9 @@ def _identity(model: ProceduralHead, numbers: Tensor, feminine: Tensor, style: T
         return sum((style == STYLES.index(name) for name in which), torch.zeros_like(style)).bool()
 
     long, bob = is_style("long"), is_style("bob")
+    for name in ("ear_size", "ear_flare"):  # ears stay below hanging hair
+        column = names.index(name)
+        identity[:, column] = torch.where(long | bob, identity[:, column].clamp(max=-0.3), identity[:, column])
     covered = is_style("buzz", "tied") | hat
     _set(identity, names, "hair_long", 0.0)
     _set(identity, names, "hair_long", 0.75 + 0.25 * u[:, 0], long)
@@ -143,10 +146,12 @@ def _identity(model: ProceduralHead, numbers: Tensor, feminine: Tensor, style: T
     _set(identity, names, "hair_fringe", 0.0)
     _set(identity, names, "hair_fringe", 0.55 + 0.4 * u[:, 2], fringe)
     _set(identity, names, "hair_volume", (1.1 * u[:, 3] - 0.15) * ~covered)
+    _set(identity, names, "hair_volume", 1.4 + 0.7 * u[:, 3], is_style("afro") & ~hat)
     _set(identity, names, "hair_recede", torch.where(feminine | fringe, 0.25, 1.1) * (u[:, 4] ** 2) - 0.1)
     _set(identity, names, "hair_waves", (u[:, 5] ** 1.5) * 1.3 * ~covered)
+    _set(identity, names, "hair_waves", 0.9 + 0.6 * u[:, 5], is_style("afro") & ~hat)
     _set(identity, names, "hair_sweep", 1.6 * (u[:, 6] - 0.5) * ~covered)
-    _set(identity, names, "hair_flat", torch.where(is_style("buzz"), 0.55 + 0.25 * u[:, 7], 0.25 * hat.float()))
+    _set(identity, names, "hair_flat", torch.where(is_style("buzz"), 0.55 + 0.25 * u[:, 7], 0.55 * hat.float()))
     _set(identity, names, "hair_quiff", (0.5 + 0.6 * u[:, 8]) * is_style("quiff") * ~hat)
     _set(identity, names, "hair_flip", (1.4 * u[:, 9] - 0.6) * (long | bob))
     return identity
@@ -174,17 +179,17 @@ def _expression(model: ProceduralHead, numbers: Tensor) -> Tensor:
         expression[:, names.index(name)] += value
 
     smiling = (extra[:, 0] < 0.5).float()
-    add("smile", smiling * 2.8 * extra[:, 0])
-    add("lips_part", smiling * 1.3 * (extra[:, 1] < 0.55) * extra[:, 1] / 0.55)
+    add("smile", smiling * 2.4 * extra[:, 0])
+    add("lips_part", smiling * (extra[:, 1] < 0.55) * extra[:, 1] / 0.55)
     add("squint", smiling * 0.8 * extra[:, 0])
     add("jaw_open", (extra[:, 1] > 0.78) * (extra[:, 1] - 0.78) * 6.0)
     add("brow_inner_up", (extra[:, 2] > 0.85) * 1.0)
     add("brow_outer_up", (extra[:, 2] > 0.80) * 1.0)
-    add("brow_lower", (extra[:, 2] < 0.12) * 1.2)
+    add("brow_lower", (extra[:, 2] < 0.08) * 0.9)
     closed = (extra[:, 3] < 0.03).float()
     add("blink_left", closed)
     add("blink_right", closed)
-    add("gaze_left", 0.5 * normal(u[:, names.index("gaze_left")]))
+    add("gaze_left", 0.15 * normal(u[:, names.index("gaze_left")]))
     return expression
 
 
@@ -193,8 +198,8 @@ def _albedo(model: ProceduralHead, numbers: Tensor, feminine: Tensor, dark: Tens
     u = numbers[:, COLOUR : COLOUR + 32]
     albedo = torch.zeros(len(u), len(names))
     _set(albedo, names, "skin_dark", dark)
-    _set(albedo, names, "skin_warm", 0.8 * normal(u[:, 2]))
-    _set(albedo, names, "skin_pink", 0.8 * normal(u[:, 3]))
+    _set(albedo, names, "skin_warm", (0.6 * normal(u[:, 2]) + 0.35 * dark.clamp(min=0)).clamp(min=-0.6))
+    _set(albedo, names, "skin_pink", 0.6 * normal(u[:, 3]))
     _set(albedo, names, "blush", 0.5 + 0.5 * normal(u[:, 4]))
     makeup = (feminine & (u[:, 5] < 0.6)).float()
     _set(albedo, names, "lip_red", 0.4 * normal(u[:, 6]) + makeup * 2.2 * u[:, 7])
@@ -209,7 +214,7 @@ def _albedo(model: ProceduralHead, numbers: Tensor, feminine: Tensor, dark: Tens
     hair = HAIR_COLOURS[choose(u[:, 15], HAIR_SHARES)]
     deep = (dark > 0.7) & (u[:, 16] < 0.88)
     hair = torch.where(deep[:, None], HAIR_COLOURS[0], hair) * (0.85 + 0.3 * u[:, 17:18])
-    skin = torch.tensor([0.80, 0.60, 0.50]) - dark[:, None] * torch.tensor([0.15, 0.135, 0.12])
+    skin = torch.tensor([0.88, 0.67, 0.555]) - dark[:, None] * torch.tensor([0.155, 0.140, 0.128])
     brow = (0.62 * hair + 0.22 * skin) * 0.80
     iris = IRIS_COLOURS[choose(u[:, 18], IRIS_SHARES)]
     iris = torch.where((dark > 0.7)[:, None], IRIS_COLOURS[0], iris)

@@ -79,4 +79,9 @@ class LinearHeadModel:
 def _combine(coefficients: Tensor, basis: Tensor, name: str) -> Tensor:
     if coefficients.ndim != 2 or coefficients.shape[1] != len(basis):
         raise ValueError(f"{name} coefficients must be (N, {len(basis)}), got {tuple(coefficients.shape)}")
-    return coefficients.to(basis) @ basis.reshape(len(basis), -1)
+    flat = basis.reshape(len(basis), -1)
+    rows = coefficients.to(basis)
+    if rows.device.type != "cpu":
+        return rows @ flat
+    # one product a row: the sum then has the same rounding whatever else is in the batch
+    return torch.cat([row[None] @ flat for row in rows]) if len(rows) else rows @ flat

@@ -76,10 +76,9 @@ class ProceduralHead(LinearHeadModel):
         Returns:
             (N, V, 3), hidden vertices moved to one point.
         """
-        for name, present in shown.items():
-            gone = ~present[:, None] & self.optional_vertices(name)[None]
-            vertices = torch.where(gone[..., None], torch.zeros_like(vertices), vertices)
-        return vertices
+        members = torch.stack([self.optional_vertices(name) for name in shown]).to(vertices)  # (O, V)
+        absent = torch.stack([~present for present in shown.values()], dim=1).to(vertices)  # (N, O)
+        return vertices * (absent @ members == 0)[..., None]
 
 
 def _parts() -> tuple[procedural_skin.SkinGrid, list[Part]]:

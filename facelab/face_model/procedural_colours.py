@@ -7,10 +7,10 @@ import numpy as np
 
 from facelab.face_model.curves import Array, blob, bump, smoothstep
 from facelab.face_model.procedural_fields import RestHead, _lid_weight
-from facelab.face_model.procedural_parts import BROW_SHAPE, EYE_RINGS, IRIS_RINGS, PUPIL_RINGS
+from facelab.face_model.procedural_parts import CLOTH_ROWS, EYE_RINGS, IRIS_RINGS, PUPIL_RINGS
 from facelab.face_model.procedural_skin import LIP_BOTTOM_ROW, LIP_TOP_ROW, MOUTH_HALF_WIDTH, MOUTH_ROW, MOUTH_Y
 
-MEAN_SKIN = np.array([0.80, 0.60, 0.50])
+MEAN_SKIN = np.array([0.88, 0.67, 0.555])
 STEP = 0.25  # change of a painted colour channel (hair, iris, clothes ...) for one unit of its coefficient
 MIDDLE = 0.5  # painted colours at coefficient 0
 
@@ -110,7 +110,7 @@ def albedo_fields(head: RestHead) -> dict[str, Array]:
         return mask[:, None] * np.array([red, green, blue])
 
     fields = {
-        "skin_dark": tint(bare, -0.15, -0.135, -0.12),
+        "skin_dark": tint(bare, -0.155, -0.140, -0.128),
         "skin_warm": tint(bare, 0.035, 0.0, -0.045),
         "skin_pink": tint(bare, 0.02, -0.03, -0.012),
         "blush": tint(blush, 0.035, -0.055, -0.045),
@@ -125,7 +125,7 @@ def albedo_fields(head: RestHead) -> dict[str, Array]:
     iris = _iris(head)[1]
     radius = head.surface[:, 1]
     iris = iris * (1 - 0.55 * smoothstep(EYE_RINGS[IRIS_RINGS - 2], EYE_RINGS[IRIS_RINGS - 1], radius))
-    stripes = head.is_part("cloth") * np.sign(np.sin(head.surface[:, 1] * 40.0))
+    stripes = head.is_part("cloth") * np.where(np.round(head.surface[:, 1] * (CLOTH_ROWS - 1)) % 4 < 2, 1.0, -1.0)
     painted = {
         "hair": head.is_part("hair") * 1.0,
         "brow": head.is_part("l_brow", "r_brow") * 1.0,
@@ -150,8 +150,8 @@ def occlusion(head: RestHead) -> Array:
     shade = np.zeros(len(p))
     shade += 0.36 * bump(p, (1.75, 1.35), (0.65, 0.75)) * front
     shade += 0.16 * bump(p, (3.3, 1.75), (1.3, 0.4)) * front
-    shade += 0.85 * bump(p, (0.70, -3.56), (0.36, 0.16)) * front
-    shade += 0.30 * bump(p, (0.0, -3.75), (0.9, 0.22)) * front
+    shade += 0.72 * bump(p, (0.70, -3.56), (0.36, 0.16)) * front
+    shade += 0.20 * bump(p, (0.0, -3.75), (0.9, 0.22)) * front
     shade += 0.32 * bump(p, (1.95, -2.95), (0.18, 0.5)) * front
     shade += 0.14 * bump(p, (0.0, -7.55), (1.3, 0.3)) * front
     shade += 0.30 * bump(p, (2.62, -6.0), (0.22, 0.22)) * front
@@ -169,10 +169,8 @@ def occlusion(head: RestHead) -> Array:
     shade += 0.25 * skin * blob(p, (7.0, -1.0, -2.8), (1.2, 2.5, 1.2))
     eye = head.is_part("l_eye", "r_eye")
     shade += eye * (0.22 * smoothstep(0.9, 1.3, p[:, 1]) + 0.2 * smoothstep(0.9, 1.45, row))
-    shade += head.is_part("mouth") * np.where(row == 1, 0.12, 0.35)
+    shade += head.is_part("mouth") * np.where(row == 1, 0.28, 0.4)
     hair = head.is_part("hair")
-    shade += hair * (0.55 * (row > 0.999) + 0.12 * smoothstep(0.8, 1.0, row))
-    along, across = head.surface[:, 0], head.surface[:, 1]
-    shade += head.is_part("l_brow", "r_brow") * 0.0 * along * across * BROW_SHAPE[0]
-    shade += head.is_part("cloth") * 0.35 * (across < 0.05)
+    shade += hair * (0.30 * (row > 0.999) + 0.12 * smoothstep(0.8, 1.0, row))
+    shade += head.is_part("cloth") * 0.35 * (row < 0.05)
     return 1 - np.clip(shade, 0, 0.92)

@@ -85,7 +85,10 @@ def _skull_fields(head: RestHead) -> dict[str, Array]:
         "forehead_height": _field(0, 0.045 * above, 0, p),
         "forehead_slope": _field(0, 0, -0.10 * np.clip(y - 3.0, 0, 6) * smoothstep(2.0, 6.0, z), p),
         "neck_width": _field(
-            0.07 * x * smoothstep(-8.6, -11.5, y), 0, 0.05 * (z + 1.8) * smoothstep(-10.6, -12.0, y), p
+            0.07 * x * smoothstep(-8.6, -11.5, y) * smoothstep(-14.5, -12.5, y),
+            0,
+            0.05 * (z + 1.8) * smoothstep(-10.6, -12.0, y) * smoothstep(-14.5, -12.5, y),
+            p,
         )
         * ~head.is_part("hair", "hat", "visor", "cloth")[:, None],
     }
@@ -137,11 +140,11 @@ def _eye_fields(head: RestHead) -> dict[str, Array]:
         "eye_size": near[:, None] * (p - centre) * np.array([0.06, 0.06, 0.02]),
         "eye_height": _field(0, 0.16 * near, 0, p),
         "eye_tilt": _field(0, 0.09 * ramp, 0, p),
-        "eye_depth": _field(0, 0, -0.16 * near, p),
+        "eye_depth": _field(0, 0, -0.16 * np.minimum(near, 0.8), p),
         "lid_height": _field(0, 0.09 * above, 0, p),
         "brow_height": _field(0, 0.17 * np.where(brow, 1.0, 0.6 * brow_near), 0, p),
-        "brow_tilt": _field(0, -0.09 * tilt, 0, p),
-        "brow_thickness": _field(0, 0.30 * half, 0, p),
+        "brow_tilt": _field(0, -0.055 * tilt, 0, p),
+        "brow_thickness": _field(0, 0.18 * half, 0, p),
         "brow_arch": _field(0, 0.15 * (arch - 0.5 * brow), 0, p),
         "brow_length": _field(0.16 * side * (along - 0.4) * brow, 0, -0.07 * along * brow, p),
     }
@@ -303,7 +306,7 @@ def _upper_expressions(head: RestHead) -> dict[str, Array]:
     return {
         "brow_inner_up": _field(0, 0.36 * inner, 0.05 * inner, p),
         "brow_outer_up": _field(0, 0.36 * outer, 0.03 * outer, p),
-        "brow_lower": _field(-0.16 * side * inner, -0.28 * (inner + 0.5 * outer), 0.08 * inner, p),
+        "brow_lower": _field(-0.12 * side * inner, -0.20 * (inner + 0.6 * outer), 0.08 * inner, p),
         "blink_left": blink * left[:, None],
         "blink_right": blink * ~left[:, None],
         "eyes_wide": _field(0, 0.14 * above - 0.05 * under, 0, p),

@@ -33,7 +33,7 @@ CLOSE = np.array(
     ]
 )
 HANGING = CLOSE.copy()
-HANGING[5:, 4] = [8.45, 8.75, 9.0, 9.0, 8.9, 9.0, 9.3]
+HANGING[5:, 4] = [8.55, 9.0, 9.25, 9.2, 9.0, 9.0, 9.3]
 HANGING[5:, 3] = [-11.1, -11.0, -10.6, -10.2, -10.0, -9.9, -9.9]
 HANGING[5:, 1] = [9.6, 8.8, 8.0, 7.6, 7.4, 7.2, 7.0]
 # height of the lower edge by angle from the middle of the face in degrees
@@ -128,7 +128,11 @@ def hair_points(style: HairStyle) -> Array:
     radial /= np.linalg.norm(radial, axis=-1, keepdims=True)
     taper = 1 - smoothstep(0.72, 1.0, t) * (0.75 - 0.35 * style.hanging)
     thickness = style.lift * (0.55 + 0.6 * np.clip(radial[..., 1], 0, 1)) * (1 - 0.5 * smoothstep(0.8, 1.0, t))
-    thickness = thickness - 0.62 * style.flat * (1 - 0.25 * t) - 0.34 * (1 - taper) * (1 - style.flat)
+    thickness = (
+        thickness
+        - 0.62 * style.flat * (1 - 0.25 * t)
+        - 0.58 * (1 - taper) * (1 - style.flat) * (1 - 0.75 * style.fringe * front[None])
+    )
     angle = angles[None, :]
     thickness = thickness + style.wave * 0.30 * np.sin(7 * angle + 9.0 * t) * np.sin(
         4 * angle - 14 * t + 1.0
@@ -193,7 +197,7 @@ def hat() -> tuple[Part, Part]:
     points = _shell(CLOSE, progress[:, None] * level, angles)
     radial = points - np.array([0.0, 2.0, -1.2])
     radial /= np.linalg.norm(radial, axis=-1, keepdims=True)
-    thick = np.array([0.5, 0.5, 0.5, 0.5, 0.5, 0.48, 0.45, 0.75, 0.85, 0.85, 0.82, 0.7, -0.3])
+    thick = np.array([0.35, 0.35, 0.35, 0.35, 0.35, 0.33, 0.3, 0.55, 0.62, 0.62, 0.6, 0.5, -0.5])
     points = points + radial * thick[:, None, None]
     crown = points[0].mean(axis=0) + np.array([0.0, 0.05, 0.0])
     faces = _shell_faces(len(progress), len(angles))
@@ -208,8 +212,8 @@ def hat() -> tuple[Part, Part]:
     across, out = np.meshgrid(np.linspace(-1, 1, 15), np.linspace(0, 1, 5))
     x = 6.4 * across * (1 - 0.12 * out**2)
     reach = 5.2 * out * np.sqrt(np.maximum(1 - 0.92 * across**2, 0.0))
-    base_z = -1.3 + 11.1 * np.sqrt(np.maximum(1 - (x / 8.6) ** 2, 0))
-    visor = np.stack([x, 5.35 - 0.9 * across**2 - 0.22 * reach, np.minimum(base_z + reach, 15.0)], -1).reshape(-1, 3)
+    base_z = -1.9 + 11.1 * np.sqrt(np.maximum(1 - (x / 8.6) ** 2, 0))
+    visor = np.stack([x, 5.95 - 0.9 * across**2 - 0.22 * reach, np.minimum(base_z + reach, 15.0)], -1).reshape(-1, 3)
     visor_faces = grid_faces(5, 15)[:, ::-1].copy()
     flat = np.zeros((len(visor), 2))
     return cap, Part("visor", visor, visor_faces, np.full(len(visor_faces), HAT), flat)

@@ -10,10 +10,11 @@ from facelab.face_model.procedural_skin import EYE_CENTRE, EYE_RADIUS, LEVELS, M
 
 GLASSES, CLOTH, MOUTH, EARRING = 3, 18, 10, 15
 L_EYE, R_EYE, L_BROW, R_BROW, L_EAR, R_EAR = 4, 5, 6, 7, 8, 9
-EYE_RINGS = (0.11, 0.235, 0.26, 0.36, 0.5, 0.64, 0.69, 0.85, 1.05, 1.22, 1.36, 1.47, 1.545)
+EYE_RINGS = (0.11, 0.235, 0.26, 0.36, 0.5, 0.64, 0.69, 0.85, 1.05, 1.22, 1.34, 1.44, 1.51)
 PUPIL_RINGS, IRIS_RINGS = 2, 6  # rings inside the pupil and inside the iris
 EYE_SEGMENTS = 20
 BROW_SHAPE = (13, 5)
+CLOTH_ROWS = 17
 EAR_SHAPE = (12, 22)
 
 
@@ -72,8 +73,8 @@ def brow(skin: Array) -> Part:
     along = np.linspace(0, 1, BROW_SHAPE[0])[:, None]
     across = np.linspace(0, 1, BROW_SHAPE[1])[None, :]
     middle_x = 1.30 + 4.25 * along
-    middle_y = curve([(0.0, 2.42), (0.35, 2.70), (0.66, 2.95), (1.0, 2.35)], along)
-    half = curve([(0.0, 0.34), (0.2, 0.42), (0.6, 0.34), (1.0, 0.06)], along)
+    middle_y = curve([(0.0, 2.55), (0.35, 2.78), (0.66, 2.92), (1.0, 2.30)], along)
+    half = curve([(0.0, 0.14), (0.10, 0.28), (0.3, 0.35), (0.6, 0.29), (1.0, 0.04)], along)
     x = middle_x + 0.25 * (across - 0.5) * (1 - along)
     y = middle_y + half * (1 - 2 * across)
     height = 0.05 + 0.13 * np.sin(np.pi * across) * np.sin(np.pi * np.clip(0.08 + 0.9 * along, 0, 1)) ** 0.5
@@ -153,13 +154,13 @@ def mouth() -> Part:
 
     s, v = np.meshgrid(np.linspace(-1, 1, 13), np.linspace(1, -1, 8))
     edge = np.sqrt(1 - 0.9 * s**2)  # the pocket narrows towards the corners of the mouth
-    depth = 8.75 - 0.2 * (2.35 * s) ** 2 - 3.0 * (1 - v**2) * (1 - s**2)
-    pocket = np.stack([2.35 * s, MOUTH_Y + 1.1 * v * edge, depth], -1)
+    depth = 8.35 - 0.2 * (2.0 * s) ** 2 - 3.0 * (1 - v**2) * (1 - s**2)
+    pocket = np.stack([2.0 * s, MOUTH_Y + 0.9 * v * edge, depth], -1)
     add(pocket, 0.0, 8, 13)
     arc, w = np.meshgrid(np.linspace(-1, 1, 13), np.linspace(0, 1, 3))
-    teeth_z = 8.92 - 0.2 * (2.1 * arc) ** 2
-    add(np.stack([2.1 * arc, MOUTH_Y + 0.75 - 0.98 * w + 0.12 * arc**2, teeth_z], -1), 1.0, 3, 13)
-    add(np.stack([1.9 * arc, MOUTH_Y - 0.30 - 0.6 * w, teeth_z - 0.2], -1), 1.0, 3, 13)
+    teeth_z = 8.72 - 0.2 * (1.95 * arc) ** 2
+    add(np.stack([1.95 * arc, MOUTH_Y + 0.70 - 0.98 * w + 0.12 * arc**2, teeth_z], -1), 1.0, 3, 13)
+    add(np.stack([1.75 * arc, MOUTH_Y - 0.30 - 0.5 * w, teeth_z - 0.2], -1), 1.0, 3, 13)
     tongue = np.stack([1.5 * arc, MOUTH_Y - 0.55 - 0.3 * w, 8.4 - 1.6 * (1 - w) - 0.3 * arc**2], -1)
     add(tongue, 2.0, 3, 13)
     points = np.concatenate(pieces)
@@ -178,8 +179,8 @@ def cloth() -> Part:
     bottom = table[-1].copy()
     bottom[:3] -= np.array([4.5, 6.5, 6.5])
     table = np.concatenate([table, bottom[None]])
-    angles = np.linspace(-np.pi, np.pi, 48, endpoint=False)
-    rows = np.array([0.35, 0.35, 0.42, 0.6, 0.8, 1.05, 1.3, 1.6, 1.9, 2.2, 2.6, 3.0, 4.0])
+    angles = np.linspace(-np.pi, np.pi, 40, endpoint=False)
+    rows = np.array([0.35, 0.35, *np.linspace(0.45, 2.4, CLOTH_ROWS - 5), 2.7, 3.0, 4.0])
     points = _plain_loft(table, rows, angles)
     points[0] = points[0] * np.array([0.9, 1.0, 0.9]) - np.array([0.0, 0.45, 0.15])  # inside of the collar
     points[2:4] += 0.06 * points[2:4] * np.array([1.0, 0.0, 1.0])  # thickness of the hem

@@ -34,12 +34,12 @@ LEVELS = np.array(
         [2.70, 2.70, 2.20, 9.25, -1.4, -10.2, 7.45, 2.35],  # 5 brow
         [0.70, 0.70, 0.00, 8.75, -1.4, -9.6, 7.15, 2.35],  # 6 eye
         [-3.70, -3.00, -3.50, 8.85, -1.3, -7.6, 6.65, 2.15],  # 7 nose base
-        [-6.10, -4.70, -5.60, 8.75, -1.0, -6.6, 6.15, 2.0],  # 8 mouth
-        [-7.75, -5.70, -6.80, 8.30, -0.8, -6.2, 5.75, 2.0],  # 9 below the lips
-        [-9.25, -6.55, -7.80, 8.35, -0.8, -6.0, 5.40, 2.05],  # 10 chin
-        [-10.55, -7.30, -8.60, 7.45, -1.0, -5.9, 5.05, 2.1],  # 11 jaw line
-        [-10.95, -8.20, -9.40, 5.60, -1.2, -5.8, 4.85, 2.1],  # 12 under the jaw
-        [-11.15, -9.30, -10.2, 3.90, -1.6, -5.8, 4.85, 2.1],  # 13 throat
+        [-6.10, -4.70, -5.60, 8.75, -1.0, -6.6, 6.00, 2.0],  # 8 mouth
+        [-7.75, -5.70, -6.80, 8.30, -0.8, -6.2, 5.50, 2.0],  # 9 below the lips
+        [-9.25, -6.55, -7.80, 8.35, -0.8, -6.0, 5.08, 2.05],  # 10 chin
+        [-10.55, -7.30, -8.60, 7.45, -1.0, -5.9, 4.75, 2.1],  # 11 jaw line
+        [-10.95, -8.20, -9.40, 5.60, -1.2, -5.8, 4.60, 2.1],  # 12 under the jaw
+        [-11.15, -9.30, -10.2, 3.90, -1.6, -5.8, 4.65, 2.1],  # 13 throat
         [-12.30, -10.9, -11.1, 3.30, -1.9, -6.1, 5.00, 2.1],  # 14 neck
         [-13.90, -12.4, -12.2, 3.50, -2.2, -6.7, 6.30, 2.1],  # 15 neck base
         [-16.00, -13.9, -13.6, 4.60, -2.3, -7.5, 10.5, 2.2],  # 16 collar bone
@@ -123,14 +123,14 @@ def build_skin() -> SkinGrid:
     faces = grid_faces(rows, columns, wrap=True)
     cap = np.arange(columns)
     faces = np.concatenate([faces, np.stack([np.full(columns, rows * columns), cap, (cap + 1) % columns], -1)])
-    points, faces, row_of, lower, is_lower = _cut_slits(points, faces, row_of, rows, columns)
-    column_of = np.arange(len(points)) % columns
+    points, faces, row_of, column_of, lower, is_lower = _cut_slits(points, faces, row_of, rows, columns)
     front = smoothstep(0.5, 3.0, points[:, 2])
     points = _lips(points, row_of, is_lower["mouth"], front)
     points = _relief(points, front)
     points = _nose(points, front)
     points = _lids(points, row_of, is_lower["eye"], front)
-    surface = np.stack([angles[np.minimum(column_of, columns - 1)], row_of.astype(float)], axis=-1)
+    points = _smooth_corners(points, faces, row_of, column_of)
+    surface = np.stack([angles[column_of], row_of.astype(float)], axis=-1)
     labels = _labels(points, faces, row_of, rows, columns)
     return SkinGrid(Part("skin", points, faces, labels, surface), rows, columns, lower)
 
@@ -145,7 +145,7 @@ def _cut_slits(points: Array, faces: NDArray[np.int64], row_of: NDArray[np.int64
     faces = faces.copy()
     below = row_of[faces].max(axis=1)
     lower, count = {}, len(points)
-    copies, copy_rows = [points], [row_of]
+    copies, copy_rows, copy_columns = [points], [row_of], [np.append(np.tile(np.arange(columns), rows), 0)]
     flags = {"eye": np.zeros(count, bool), "mouth": np.zeros(count, bool)}
     for name, (row, span) in spans.items():
         upper_ids = row * columns + span
@@ -156,11 +156,12 @@ def _cut_slits(points: Array, faces: NDArray[np.int64], row_of: NDArray[np.int64
         faces[under] = lookup[faces[under]]
         copies.append(points[upper_ids])
         copy_rows.append(np.full(len(span), row))
+        copy_columns.append(span)
         for key in flags:
             flags[key] = np.append(flags[key], np.full(len(span), key in name))
         lower[name] = (span, new_ids)
         count += len(span)
-    return np.concatenate(copies), faces, np.concatenate(copy_rows), lower, flags
+    return np.concatenate(copies), faces, np.concatenate(copy_rows), np.concatenate(copy_columns), lower, flags
 
 
 def _lips(points: Array, row_of: NDArray[np.int64], is_lower: NDArray[np.bool_], front: Array) -> Array:
@@ -238,9 +239,9 @@ def _nose(points: Array, front: Array) -> Array:
     x, y = np.abs(points[:, 0]), points[:, 1]
     half = curve([(-4.0, 1.5), (-3.2, 1.22), (-2.5, 1.15), (-1.2, 0.92), (0.2, 0.78), (1.2, 0.8), (2.5, 1.3)], y)
     body = nose_ridge(y) * np.exp(-((x / half) ** 2.3))
-    wing = 1.28 * np.exp(-(np.abs((x - 1.28) / 0.52) ** 2.6) - np.abs((y + 3.02) / 0.56) ** 2.6)
+    wing = 1.28 * np.exp(-(np.abs((x - 1.20) / 0.50) ** 2.6) - np.abs((y + 3.02) / 0.56) ** 2.6)
     lift = smooth_max(body, wing, 0.22) - 0.5 * 0.22 * np.exp(-(body + wing) * 3)
-    crease = bump(points, (1.88, -2.95), (0.16, 0.55)) * 0.16
+    crease = bump(points, (1.78, -2.95), (0.16, 0.55)) * 0.16
     points = points.copy()
     points[:, 2] += front * (np.where(body + wing > 1e-3, lift, 0.0) - crease)
     nostril = bump(points, (0.68, -3.5), (0.33, 0.22))
@@ -253,8 +254,8 @@ def _nose(points: Array, front: Array) -> Array:
 def lid_openings(t: Array) -> tuple[Array, Array]:
     """Height of the upper and depth of the lower lid edge in cm; t = 0 at the inner, 1 at the outer corner."""
     t = np.clip(t, 0, 1)
-    upper = 0.56 * np.sin(np.pi * t**0.88) ** 0.75
-    lower = 0.40 * np.sin(np.pi * t**1.15) ** 0.85
+    upper = 0.48 * np.sin(np.pi * t**0.88) ** 0.75
+    lower = 0.34 * np.sin(np.pi * t**1.15) ** 0.85
     return upper, lower
 
 
@@ -281,6 +282,30 @@ def _lids(points: Array, row_of: NDArray[np.int64], is_lower: NDArray[np.bool_],
     points[:, 2] = np.where(inside, drape, points[:, 2])
     fold = np.exp(-(((points[:, 1] - (EYE_CENTRE[1] + upper + 0.30)) / 0.09) ** 2))  # crease of the upper lid
     points[:, 2] -= front * 0.10 * fold * ((t > 0.02) & (t < 0.98)) * (row_of < EYE_ROW)
+    return points
+
+
+def _smooth_corners(
+    points: Array, faces: NDArray[np.int64], row_of: NDArray[np.int64], column_of: NDArray[np.int64]
+) -> Array:
+    """Even out the skin beside and around the eyes, where lid and socket surfaces meet; lid edges stay."""
+    edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
+    edges = np.unique(np.concatenate([edges, edges[:, ::-1]]), axis=0)
+    same_row, same_column = (of[edges[:, 0]] == of[edges[:, 1]] for of in (row_of, column_of))
+    edges = edges[same_row | same_column]  # no diagonals: they lean to one side
+    degree = np.bincount(edges[:, 0], minlength=len(points))[:, None].clip(1)
+    around = np.maximum(bump(points, (4.95, 0.7), (0.75, 0.85)), 0.35 * bump(points, (3.2, 0.7), (1.6, 1.3)))
+    x = np.abs(points[:, 0])
+    on_edge = (row_of == EYE_ROW) & (x > EYE_CORNERS[0] - 0.05) & (x < EYE_CORNERS[1] + 0.05)
+    weight = (around * (points[:, 2] > 0) * ~on_edge)[:, None]
+    for _ in range(8):
+        total = np.zeros_like(points)
+        np.add.at(total, edges[:, 0], points[edges[:, 1]])
+        points = points + 0.6 * weight * (total / degree - points)
+    offset2 = (np.abs(points[:, 0]) - EYE_CENTRE[0]) ** 2 + (points[:, 1] - EYE_CENTRE[1]) ** 2
+    floor = EYE_CENTRE[2] + np.sqrt(np.maximum((EYE_RADIUS + 0.15) ** 2 - offset2, 0.0))
+    near = (offset2 < EYE_RADIUS**2) & (points[:, 2] > 4)
+    points[:, 2] = np.where(near, np.maximum(points[:, 2], floor), points[:, 2])
     return points
 
 

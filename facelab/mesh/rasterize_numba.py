@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(nogil=True, cache=True, error_model="numpy")
 def face_id_kernel(screen, faces, size, near, far, depth_buffer, face_buffer):
     """One mesh: (V, 3) float32 screen points -> the face id per pixel, written into ``face_buffer``.
 
