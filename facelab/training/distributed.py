@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import datetime
 import os
+import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -12,11 +14,16 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from facelab.errors import UserError
 
 Result = TypeVar("Result")
 TIMEOUT = datetime.timedelta(minutes=30)  # of a collective; rank 0 may be busy with sample grids or a save meanwhile
+
+
+class RelayedError(UserError):
+    """An error of rank 0, raised again on another process, which need not print it."""
 
 
 @dataclass
@@ -81,7 +88,7 @@ class Distributed:
         if error is not None:
             raise error
         if outcome[1] is not None:
-            raise UserError(outcome[1])
+            raise RelayedError(outcome[1])
         return outcome[0]
 
     def barrier(self) -> None:
@@ -134,19 +141,67 @@ def from_torchrun(device: str | None) -> Distributed:
             f"torchrun started worker {local} on this machine, which has {torch.cuda.device_count()} GPUs; "
             "lower --nproc-per-node or pass --device cpu"
         )
-    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-    return join(rank, world, local, kind, "env://", restarts)
+    joined = join(rank, world, local, kind, "env://")
+    # a node whose workers were restarted for the failure of another one does not count it
+    joined.restarts = max(joined.gather(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))))
+    return joined
 
 
-def join(rank: int, world: int, local_rank: int, kind: str, init_method: str, restarts: int = 0) -> Distributed:
-    """Open the process group: gloo for CPU tensors and Python objects, NCCL for CUDA tensors."""
+def join(rank: int, world: int, local_rank: int, kind: str, url: str) -> Distributed:
+    """Open the process group: gloo for CPU tensors and Python objects, NCCL for CUDA tensors.
+
+    Args:
+        rank, world, local_rank: see :class:`Distributed`.
+        kind: ``"cuda"`` or ``"cpu"``.
+        url: where the processes meet: ``env://``, ``file:///...``; unused for one process.
+    """
     device = torch.device("cuda", local_rank) if kind.startswith("cuda") else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if world > 1:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, init_method=init_method, rank=rank, world_size=world, timeout=TIMEOUT)
-    return Distributed(rank, world, local_rank, device, restarts)
+        store, rank, world = next(rendezvous(url, rank, world, timeout=TIMEOUT))
+        store = dist.PrefixStore(_agree_on_token(store, rank, world), store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=TIMEOUT)
+    return Distributed(rank, world, local_rank, device)
+
+
+def _agree_on_token(store: dist.Store, rank: int, world: int) -> str:
+    """A word that the live processes share, and no earlier ones.
+
+    torchrun keeps one store for all attempts of a run, with the addresses of dead processes in it. Rank 0 invents the
+    word and gives it to whoever asks under a name that was never used before; each process that has it confirms.
+    """
+    end = time.monotonic() + TIMEOUT.total_seconds()
+    if rank != 0:
+        own = uuid.uuid4().hex
+        store.set(f"hello/{rank}", own)
+        token = store.get(f"answer/{own}").decode()
+        store.set(f"{token}/{rank}", "here")
+        return token
+    token, answered = uuid.uuid4().hex, set()
+    missing = set(range(1, world))
+    while missing and time.monotonic() < end:
+        for other in sorted(missing):
+            if store.check([f"{token}/{other}"]):
+                missing.discard(other)
+            elif store.check([f"hello/{other}"]) and (name := store.get(f"hello/{other}")) not in answered:
+                answered.add(name)
+                store.set(f"answer/{name.decode()}", token)
+        time.sleep(0.01)
+    if missing:
+        minutes = TIMEOUT.total_seconds() / 60
+        raise UserError(
+            f"processes {sorted(missing)} of {world} did not join within {minutes:.0f} minutes; check their logs"
+        )
+    return token
+
+
+def is_consequence(error: BaseException) -> bool:
+    """True for errors that only say that another process has failed."""
+    lost = ("Connection closed", "Connection reset", "NCCL", "gloo", "Broken pipe")
+    connection = isinstance(error, (dist.DistError, RuntimeError)) and any(word in str(error) for word in lost)
+    return isinstance(error, RelayedError) or (connection and not isinstance(error, UserError))
 
 
 def leave() -> None:

@@ -25,9 +25,10 @@ class GradientArena:
 
     def take(self, size: int, device: torch.device) -> Tensor:
         """The first ``size`` numbers, fp32."""
-        if self._memory is None or self._memory.numel() < size:
-            self._memory = torch.zeros(size, device=device)
-        return self._memory[:size]
+        memory = self._memory
+        if memory is None or memory.numel() < size:
+            memory = self._memory = torch.zeros(size, device=device)
+        return memory[:size]
 
 
 class FlatGradients:

@@ -23,10 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from facelab.errors import UserError
-from facelab.training.distributed import Distributed, from_torchrun, join, leave, under_torchrun
+from facelab.training.distributed import RelayedError, from_torchrun, is_consequence, join, leave, under_torchrun
 
 Worker = Callable[..., int | None]  # worker(distributed, *args) -> exit code
 GRACE = 5.0  # seconds in which the other processes may fail or finish after the first failure
@@ -99,15 +98,21 @@ def plan(device: str | None, gpus: int | None, processes: int | None, available:
 
 
 def _under_torchrun(worker: Worker, args: Sequence[Any], device: str | None) -> int:
-    distributed = from_torchrun(device)
+    """One worker of torchrun, which prints what went wrong in one line and ends with a status that torchrun sees."""
+    rank = os.environ["RANK"]
     try:
+        distributed = from_torchrun(device)
         code = worker(distributed, *args) or 0
-    except UserError as error:
-        print(
-            f"error: {error}" if distributed.is_main else f"error [process {distributed.rank}]: {error}",
-            file=sys.stderr,
-        )
+    except RelayedError:
         return 2
+    except UserError as error:
+        print(f"error: {error}" if rank == "0" else f"error [process {rank}]: {error}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        if not is_consequence(error):
+            raise
+        print(f"process {rank} ends: it lost the connection to another process", file=sys.stderr, flush=True)
+        os._exit(1)  # tearing down communicators could wait for processes that are gone
     leave()
     return code
 
@@ -199,7 +204,7 @@ def _child(rank: int, world: int, kind: str, folder: str, parent: int, worker: W
         leave()
     except KeyboardInterrupt:
         code = 130
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001  whatever it is, the parent must tell
         _report(error, Path(folder) / f"error_{rank}.json")
     sys.stdout.flush()
     sys.stderr.flush()
@@ -219,11 +224,10 @@ def _report(error: BaseException, file: Path) -> None:
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
     user = isinstance(error, UserError)
-    lost = any(word in str(error) for word in ("Connection closed", "Connection reset", "NCCL", "gloo", "Broken pipe"))
     report = {
         "text": lines[0] if user else f"{type(error).__name__}: {lines[0]}{place}",
         "user": user,
-        "secondary": not user and (isinstance(error, dist.DistError) or lost),
+        "secondary": is_consequence(error),
         "time": time.time(),
         "trace": "".join(traceback.format_exception(type(error), error, error.__traceback__)),
     }

@@ -88,8 +88,8 @@ class Sums:
         self.weights: dict[str, float] = {}
 
     def add(self, name: str, value: Tensor | float, weight: float) -> None:
-        value = value.detach() if isinstance(value, Tensor) else torch.as_tensor(value)
-        scaled = value.to(torch.float32 if value.dtype != torch.float64 else torch.float64) * weight
+        tensor = torch.tensor(float(value)) if isinstance(value, (int, float)) else value.detach()
+        scaled = tensor.to(torch.float32 if tensor.dtype != torch.float64 else torch.float64) * weight
         self.totals[name] = self.totals[name] + scaled if name in self.totals else scaled
         self.weights[name] = self.weights.get(name, 0.0) + weight
 
@@ -144,7 +144,7 @@ class PhaseContext:
 
     def log(self, name: str, value: Tensor | float) -> None:
         """Average a value over samples, chunks, processes and the steps between two lines of the log."""
-        mean = value.detach().float().mean() if isinstance(value, Tensor) else float(value)
+        mean = value if isinstance(value, (int, float)) else value.detach().float().mean()
         self._log.add(name, mean, self.count)
 
     def statistic(self, name: str, value: Tensor) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from facelab.config import StagedConfig, from_dict
 from facelab.data.batch import Batch
 from facelab.draws import Draws
+from facelab.errors import UserError
 from facelab.training.config import CheckpointConfig, LogConfig, TrainConfig
 from facelab.training.distributed import Distributed
 from facelab.training.loop import Callback, RunResult, Trainer
@@ -337,14 +338,41 @@ def train(
 ) -> int:
     """A worker for ``launch``."""
     callbacks = [Slow(run_dir, slow)] if slow else []
+    resume = None if resume == "none" else resume
     result = Trainer(METHODS[method](), staged, run_dir, distributed, callbacks, resume=resume).run()
     return result.exit_code
 
 
+class PoisonedOnOneRank(Fenerf):
+    """The generator's loss is NaN at step 1, in the last chunk only, which the last process owns."""
+
+    def generator_losses(self, ctx: PhaseContext) -> Losses:
+        for name, loss in super().generator_losses(ctx):
+            yield name, loss * float("nan") if ctx.step == 1 and ctx.chunk == 3 else loss
+
+
+def train_several(distributed: Distributed, folder: Path, ended: Path) -> int:
+    """All doubles, a run with NaN on one rank, and the second half of a run that one process began."""
+    for name in METHODS:
+        Trainer(METHODS[name](), config(train={"max_steps": 5}), folder / name, distributed).run()
+    poisoned = config(train={"max_steps": 3}, log={"every": 1})
+    Trainer(PoisonedOnOneRank(), poisoned, folder / "poisoned", distributed).run()
+    halves = config(train={"max_steps": 5, "workers": 1})
+    trainer = Trainer(Fenerf(), halves, ended, distributed, resume="auto")
+    trainer.run()
+    states = distributed.gather({k: v.tolist() for k, v in trainer.models["generator"].state_dict().items()})
+    if any(state != states[0] for state in states):
+        raise ValueError("the processes hold different weights")
+    try:
+        other = config(train={"max_steps": 5}, generator_lr=1.0)
+        Trainer(Fenerf(), other, folder / "fenerf", distributed, resume="auto")
+    except UserError as error:
+        (folder / f"refusal_{distributed.rank}").write_text(str(error))
+    return 0
+
+
 def fail_on(distributed: Distributed, rank: int, how: str) -> int:
     """A worker of which one rank fails while the others wait for it."""
-    from facelab.errors import UserError
-
     if distributed.rank == rank:
         if how == "kill":
             os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole programs: signals, torchrun on two nodes, a killed worker."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from facelab.checkpoints.format import list_checkpoints
+from tests.training.test_processes import assert_close_runs, log_of
+from tests.training.training_doubles import config, run
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(CHECKOUT)}
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from facelab.errors import UserError
+from facelab.training.launch import launch
+from tests.training.training_doubles import config, train
+
+if __name__ == "__main__":
+    folder, processes, steps, slow = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+    staged = config(train={"max_steps": steps}, log={"every": 1}, checkpoint={"every": 2})
+    options = {"device": "cpu"} if processes == 0 else {"device": "cpu", "processes": processes}
+    try:
+        sys.exit(launch(train, ("fenerf", staged, folder, sys.argv[5], slow), **options))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+"""
+
+
+def start(tmp_path: Path, processes: int, steps: int, slow: float, command: list[str] | None = None, resume="auto"):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    arguments = [str(script), str(tmp_path / "run"), str(processes), str(steps), str(slow), resume]
+    return subprocess.Popen(
+        [*(command or [sys.executable]), *arguments], cwd=CHECKOUT, env=ENVIRONMENT, text=True, stderr=subprocess.PIPE
+    )
+
+
+def wait_for(path: Path, process: subprocess.Popen, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < end and process.poll() is None, f"{path} did not appear"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(("processes", "number", "code"), [(1, signal.SIGTERM, 143), (2, signal.SIGINT, 130)])
+def test_a_signal_finishes_the_step_saves_and_leaves(tmp_path: Path, processes: int, number: int, code: int) -> None:
+    process = start(tmp_path, processes, steps=1000, slow=0.1)
+    wait_for(tmp_path / "run" / f"alive_{processes - 1}", process)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    assert errors.count("stopping: finishing this step and saving") == 1 and "Traceback" not in errors
+    reached = int(list_checkpoints(tmp_path / "run")[-1].name)
+    assert log_of(tmp_path / "run")[-1]["step"] == reached > 0
+    assert f"stopped by a signal after step {reached}, saved; go on with --resume auto" in errors
+    staged = config(train={"max_steps": reached + 1}, log={"every": 1}, checkpoint={"every": 2})
+    assert run("fenerf", staged, tmp_path / "run", resume="auto")[1].finished
+
+
+def test_a_second_ctrl_c_aborts(tmp_path: Path) -> None:
+    process = start(tmp_path, 0, steps=1000, slow=30)
+    wait_for(tmp_path / "run" / "alive_0", process)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode not in (0, 143) and "KeyboardInterrupt" in errors
+    assert not list_checkpoints(tmp_path / "run")
+
+
+def torchrun(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "torch.distributed.run", *arguments]
+
+
+def test_two_nodes_train_and_equal_one_process(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    common = ("--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-id", "test")
+    nodes = [
+        start(tmp_path, 0, 3, 0, torchrun(*common, "--rdzv-endpoint", f"localhost:{port}", "--local-addr", "localhost"))
+        for _ in range(2)
+    ]
+    for node in nodes:
+        _, errors = node.communicate(timeout=150)
+        assert node.returncode == 0, errors
+    staged = config(train={"max_steps": 3}, log={"every": 1}, checkpoint={"every": 2})
+    run("fenerf", staged, tmp_path / "one")
+    assert_close_runs(tmp_path / "one", tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_killed_worker_comes_back_from_the_last_checkpoint(tmp_path: Path) -> None:
+    command = torchrun("--standalone", "--nproc-per-node", "2", "--max-restarts", "2")
+    process = start(tmp_path, 0, steps=12, slow=0.5, command=command, resume="none")
+    wait_for(tmp_path / "run" / "checkpoints" / "00000004", process)
+    os.kill(int((tmp_path / "run" / "alive_1").read_text()), signal.SIGKILL)
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    assert "resumed from" in errors and "process 0 ends: it lost the connection to another process" in errors
+    assert [entry["step"] for entry in log_of(tmp_path / "run")] == list(range(1, 13))
+    staged = config(train={"max_steps": 12}, log={"every": 1}, checkpoint={"every": 2})
+    run("fenerf", staged, tmp_path / "one")
+    assert_close_runs(tmp_path / "one", tmp_path / "run")
