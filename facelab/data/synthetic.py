@@ -25,6 +25,7 @@ from facelab.face_model.procedural import ProceduralHead
 from facelab.mesh.normals import Incidence
 from facelab.mesh.rasterize import GRIDS, has_numba
 
+MAX_SAMPLES = 1 << 23  # samples shaded at once by the torch path, bounds its memory to a few GB
 COLOURS = {"black": 0.0, "grey": 0.5, "white": 1.0}
 
 
@@ -213,7 +214,13 @@ class SyntheticHeads:
             from facelab.data.synthetic_numba import render_numba
 
             return render_numba(scene, camera, self.size, self.grid, self.supersample, self.background, self.threads)
-        return render_torch(scene, camera, self.size, self.grid, self.supersample, self.background)
+        portion = max(1, MAX_SAMPLES // (self.size * self.supersample) ** 2)
+        parts = []
+        for start in range(0, len(camera), portion):
+            rows = torch.arange(start, min(start + portion, len(camera)), device=self.device)
+            some = scene.select(rows)
+            parts.append(render_torch(some, camera[rows], self.size, self.grid, self.supersample, self.background))
+        return parts[0] if len(parts) == 1 else Pictures.cat(parts)
 
 
 def project_points(points: Tensor, camera: Camera) -> Tensor:

@@ -14,12 +14,22 @@ import torch
 from torch import Tensor
 
 from facelab.cameras.camera import Camera
-from facelab.data.synthetic_render import GLOSS, SHOULDER, SQUARINGS, Pictures, Scene, half_vectors, ray_lengths
+from facelab.data.synthetic_render import (
+    GLOSS,
+    INNER_HAIR,
+    SHOULDER,
+    SQUARINGS,
+    Pictures,
+    Scene,
+    half_vectors,
+    ray_lengths,
+)
 from facelab.lighting import C0, C1, C2, C3, C4
 from facelab.mesh.rasterize import project
 from facelab.mesh.rasterize_numba import face_id_kernel
 
 F = np.float32
+INSIDE = np.float32(INNER_HAIR)
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
@@ -76,7 +86,9 @@ def _shade_sample(
         if label == 13:
             wave = F(0.5) * np.sin(F(47) * u + F(3) * np.sin(F(4) * w + p) + q)
             wave += F(0.35) * np.sin(F(101) * u - F(5) * w + F(2) * q)
-            factor = F(1) + F(0.17) * (wave + F(0.25) * np.sin(F(17) * u + F(7) * w + p))
+            factor = (INSIDE if area > 0 else F(1)) * (
+                F(1) + F(0.17) * (wave + F(0.25) * np.sin(F(17) * u + F(7) * w + p))
+            )
         else:
             factor = F(1) + F(0.22) * np.sin(F(44) * u + F(9) * w)
     shine = max(F(0), x * half[0] + y * half[1] + z * half[2])

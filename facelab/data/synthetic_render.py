@@ -9,7 +9,8 @@ Letters: N heads, V vertices, F faces, S size, K supersampled size.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,12 +23,13 @@ from facelab.mesh.rasterize import Fragments, interpolate, project, rasterize
 # strength and number of squarings of the highlight, by CelebAMask-HQ class
 GLOSS = torch.zeros(19)
 GLOSS[[1, 2, 3, 4, 5, 8, 9, 10, 11, 12, 13, 15, 17, 18]] = torch.tensor(
-    [0.07, 0.09, 0.35, 0.75, 0.75, 0.04, 0.04, 0.1, 0.13, 0.16, 0.12, 0.6, 0.05, 0.02]
+    [0.07, 0.09, 0.35, 0.75, 0.75, 0.04, 0.04, 0.1, 0.13, 0.16, 0.17, 0.6, 0.05, 0.02]
 )
 SQUARINGS = torch.full((19,), 3, dtype=torch.int64)
 SQUARINGS[[3, 4, 5, 15]] = 6
 SQUARINGS[[2, 11, 12]] = 4
 SHOULDER = 0.75  # brighter values approach white smoothly: 1 - (1 - s) exp((s - c) / (1 - s))
+INNER_HAIR = 0.45  # light that reaches the inside of hanging hair
 HAIR, BROWS = 13, (6, 7)
 
 
@@ -45,6 +47,11 @@ class Scene:
     phase: Tensor
     incidence: Incidence
 
+    def select(self, rows: Tensor) -> Scene:
+        """Some of the heads."""
+        per_head = {name: getattr(self, name)[rows] for name in ("vertices", "colour", "light", "phase")}
+        return replace(self, **per_head)
+
 
 @dataclass(frozen=True)
 class Pictures:
@@ -56,13 +63,18 @@ class Pictures:
     depth: Tensor
     normal: Tensor
 
+    @staticmethod
+    def cat(parts: Sequence[Pictures]) -> Pictures:
+        """Concatenate along the batch axis."""
+        return Pictures(*(torch.cat([getattr(p, f) for p in parts]) for f in ("image", "mask", "depth", "normal")))
+
 
 def render_torch(scene: Scene, camera: Camera, size: int, grid: str, supersample: int, background: Tensor) -> Pictures:
     """The torch path. ``supersample`` is odd, so that the middle sample is the pixel itself."""
     normals = vertex_normals(scene.vertices, scene.faces, scene.incidence)
     fine = rasterize(scene.vertices, scene.faces, camera, size, grid, supersample=supersample, backend="torch")
-    normal = _facing_normals(scene, camera, fine, normals, size, grid)
-    colour = _shade(scene, camera, fine, normal)
+    normal, back = _facing_normals(scene, camera, fine, normals, size, grid)
+    colour = _shade(scene, camera, fine, normal, back)
     count, channels = len(colour), 3
     colour = torch.where(fine.hit[..., None], colour, background.to(colour))
     pixels = colour.view(count, size, supersample, size, supersample, channels).mean(dim=(2, 4))
@@ -85,21 +97,24 @@ def ray_lengths(camera: Camera, size: int, grid: str) -> Tensor:
     return (1 + x[:, None, :] ** 2 + y[:, :, None] ** 2).sqrt()
 
 
-def _facing_normals(scene: Scene, camera: Camera, fine: Fragments, normals: Tensor, size: int, grid: str) -> Tensor:
-    """Interpolated unit normals, turned where a triangle shows its back."""
+def _facing_normals(
+    scene: Scene, camera: Camera, fine: Fragments, normals: Tensor, size: int, grid: str
+) -> tuple[Tensor, Tensor]:
+    """Interpolated unit normals, turned where a triangle shows its back; and (N, K, K) bool where that is."""
     normal = torch.nn.functional.normalize(interpolate(normals, scene.faces, fine), dim=-1)
     corner = project(scene.vertices, camera, size, grid)[:, scene.faces]
     a, b = corner[:, :, 1] - corner[:, :, 0], corner[:, :, 2] - corner[:, :, 0]
     back = a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0] > 0  # rows count downwards: front faces are negative
     flipped = torch.gather(back, 1, fine.face.clamp(min=0).flatten(1)).view_as(fine.face)
-    return torch.where(flipped[..., None], -normal, normal)
+    return torch.where(flipped[..., None], -normal, normal), flipped
 
 
-def _shade(scene: Scene, camera: Camera, fine: Fragments, normal: Tensor) -> Tensor:
+def _shade(scene: Scene, camera: Camera, fine: Fragments, normal: Tensor, back: Tensor) -> Tensor:
     """(N, K, K, 3) colours in 0..1; whatever stands where nothing is hit is not used."""
     label = torch.where(fine.hit, scene.labels[fine.face.clamp(min=0)], 0)
     colour = interpolate(scene.colour, scene.faces, fine) * strands(scene, fine, label)[..., None]
     colour = colour * lighting.shade(normal, scene.light)
+    colour = torch.where((back & (label == HAIR))[..., None], colour * INNER_HAIR, colour)
     half = half_vectors(scene.light, camera)
     shine = (normal * half[:, None, None]).sum(-1).clamp(min=0)
     power = shine

@@ -204,8 +204,6 @@ def _albedo(model: ProceduralHead, numbers: Tensor, feminine: Tensor, dark: Tens
     makeup = (feminine & (u[:, 5] < 0.6)).float()
     _set(albedo, names, "lip_red", 0.4 * normal(u[:, 6]) + makeup * 2.2 * u[:, 7])
     _set(albedo, names, "lip_dark", 0.75 * dark.clamp(min=0) + 0.6 * makeup * u[:, 8])
-    beard = torch.where(feminine, torch.zeros_like(u[:, 9]), (u[:, 9] - 0.45).clamp(min=0) * 4.2)
-    _set(albedo, names, "stubble", beard)
     _set(albedo, names, "eye_shadow", makeup * 1.5 * u[:, 10])
     _set(albedo, names, "eye_liner", makeup * 1.5 * u[:, 11] + 0.3)
     _set(albedo, names, "eye_bags", u[:, 12] ** 2)
@@ -214,6 +212,8 @@ def _albedo(model: ProceduralHead, numbers: Tensor, feminine: Tensor, dark: Tens
     hair = HAIR_COLOURS[choose(u[:, 15], HAIR_SHARES)]
     deep = (dark > 0.7) & (u[:, 16] < 0.88)
     hair = torch.where(deep[:, None], HAIR_COLOURS[0], hair) * (0.85 + 0.3 * u[:, 17:18])
+    beard = torch.where(feminine, torch.zeros_like(u[:, 9]), (u[:, 9] - 0.45).clamp(min=0) * 4.2)
+    _set(albedo, names, "stubble", beard * (1.15 - hair.mean(dim=1)))
     skin = torch.tensor([0.88, 0.67, 0.555]) - dark[:, None] * torch.tensor([0.155, 0.140, 0.128])
     brow = (0.62 * hair + 0.22 * skin) * 0.80
     iris = IRIS_COLOURS[choose(u[:, 18], IRIS_SHARES)]

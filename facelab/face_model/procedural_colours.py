@@ -169,7 +169,7 @@ def occlusion(head: RestHead) -> Array:
     shade += 0.25 * skin * blob(p, (7.0, -1.0, -2.8), (1.2, 2.5, 1.2))
     eye = head.is_part("l_eye", "r_eye")
     shade += eye * (0.22 * smoothstep(0.9, 1.3, p[:, 1]) + 0.2 * smoothstep(0.9, 1.45, row))
-    shade += head.is_part("mouth") * np.where(row == 1, 0.28, 0.4)
+    shade += head.is_part("mouth") * np.where(row == 1, 0.15, 0.4)
     hair = head.is_part("hair")
     shade += hair * (0.30 * (row > 0.999) + 0.12 * smoothstep(0.8, 1.0, row))
     shade += head.is_part("cloth") * 0.35 * (row < 0.05)

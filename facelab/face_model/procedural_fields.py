@@ -110,7 +110,7 @@ def _face_fields(head: RestHead) -> dict[str, Array]:
         "jaw_width": _field(0.38 * side * jaw, 0, 0, p),
         "jaw_angle": _field(0, -0.42 * jaw, 0.1 * jaw, p),
         "chin_width": _field(0.35 * np.clip(p[:, 0] / 2.0, -1, 1) * chin, 0, 0, p),
-        "chin_length": _field(0, -0.42 * bump(p, (0, -10.0), (3.2, 1.9)) * front, 0, p),
+        "chin_length": _field(0, -0.32 * bump(p, (0, -10.0), (3.2, 1.9)) * front, 0, p),
         "chin_forward": _field(0, 0, 0.42 * chin, p),
         "cheek_bones": _field(0.22 * side * cheek_bone, 0.05 * cheek_bone, 0.28 * cheek_bone, p),
         "cheek_fullness": _field(0.33 * side * cheek, 0, 0.26 * cheek, p),

@@ -21,7 +21,7 @@ from facelab.errors import nearest
 GRIDS = ("centers", "corners")
 BACKENDS = ("auto", "torch", "numba")
 EMPTY = torch.iinfo(torch.int64).max
-MAX_PAIRS = 1 << 25  # candidate pairs handled at once, bounds memory to about 3 GB
+MAX_PAIRS = 1 << 23  # candidate pairs handled at once, bounds memory to about 3 GB
 
 
 @dataclass(frozen=True)
@@ -108,12 +108,17 @@ def project(vertices: Tensor, camera: Camera, size: int, grid: str, supersample:
     """
     world2cam = torch.linalg.inv(camera.cam2world.to(vertices))
     rotation, shift = world2cam[:, :3, :3], world2cam[:, :3, 3]
-    in_camera = vertices @ rotation.transpose(1, 2) + shift[:, None]
-    image = in_camera @ camera.intrinsics.to(vertices).transpose(1, 2)
+    in_camera = _transform(vertices, rotation) + shift[:, None]
+    image = _transform(in_camera, camera.intrinsics.to(vertices))
     scale, offset = pixel_map(size, grid, supersample)
     z = in_camera[..., 2:]
     depth = torch.where(z.abs() < 1e-12, torch.full_like(z, 1e-12), z)
     return torch.cat([image[..., :2] / depth * scale + offset, z], dim=-1)
+
+
+def _transform(points: Tensor, matrices: Tensor) -> Tensor:
+    """(N, V, 3) points by (N, 3, 3) matrices; no matmul, which may round to TF32 or half precision."""
+    return sum(points[..., k : k + 1] * matrices[:, None, :, k] for k in range(3))  # type: ignore[return-value]
 
 
 def interpolate(values: Tensor, faces: Tensor, fragments: Fragments) -> Tensor:

@@ -53,6 +53,14 @@ def test_compiled_equals_torch(grid: str) -> None:
     assert torch.allclose(one.normal, two.normal, atol=1e-5)
 
 
+def test_torch_path_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
+    heads = SyntheticHeads(1, 16, backend="torch")
+    whole = heads.batch(range(3))
+    monkeypatch.setattr("facelab.data.synthetic.MAX_SAMPLES", 48 * 48)
+    parts = heads.batch(range(3))
+    assert torch.equal(whole.image, parts.image) and torch.equal(whole.depth, parts.depth)
+
+
 def test_background_is_black_where_the_mask_says_so(batch) -> None:
     outside = (batch.mask == 0)[:, None].expand_as(batch.image)
     assert batch.image[outside].max() == 0 and outside.float().mean() > 0.1

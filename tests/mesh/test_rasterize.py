@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
 import torch
@@ -40,7 +41,7 @@ def test_work_in_portions_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> Non
     vertices, faces = soup(200)
     camera = FRONT[[0, 0, 0]]
     whole = rasterize(vertices, faces, camera, 21, backend="torch")
-    monkeypatch.setattr("facelab.mesh.rasterize.MAX_PAIRS", 700)
+    monkeypatch.setattr(sys.modules["facelab.mesh.rasterize"], "MAX_PAIRS", 700)
     assert torch.equal(rasterize(vertices, faces, camera, 21, backend="torch").face, whole.face)
 
 
