@@ -22,30 +22,24 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from facelab.checkpoints.legacy_storages import (
+    STORAGE_DTYPES,
+    Budget,
+    GlobalName,
+    Storage,
+    StreamStorages,
+    ZipStorages,
+    refusing,
+)
 from facelab.checkpoints.pickle_machine import PickleMachine, Refused, check_key
-from facelab.errors import UserError
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
-_MAX_EXPANDED = 1 << 28  # elements that stride-0 views may claim beyond their storage, for a whole file
 _MAX_NESTED_FILES = 3
 
-_STORAGE_DTYPES = {
-    "DoubleStorage": torch.float64,
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-    "UntypedStorage": torch.uint8,
-}
-_DTYPES = {str(d): d for d in (*_STORAGE_DTYPES.values(), torch.complex64)}
+_DTYPES = {str(d): d for d in (*STORAGE_DTYPES.values(), torch.complex64)}
 
-# Classes that may occur; they become records. A trailing dot or star allows what begins so.
+# Classes that may occur; they become records. A trailing star allows what begins so.
 ALLOWED_CLASSES = (
     "torch.nn.*",
     "torch_ema.ema.ExponentialMovingAverage",
@@ -75,37 +69,6 @@ class LegacyObject:
         return f"LegacyObject({self.class_path}, {len(self.state)} attributes)"
 
 
-@dataclass(frozen=True)
-class GlobalName:
-    """A global that a pickle names: text, never the thing itself."""
-
-    path: str
-
-
-@dataclass(frozen=True)
-class _Storage:
-    """The flat tensor behind a persistent id, or one that is still to be filled."""
-
-    flat: Tensor
-
-
-@dataclass
-class Budget:
-    """What one file may cost, nested streams included."""
-
-    bytes_left: int
-    expanded_left: int = _MAX_EXPANDED
-
-    def take(self, count: int, what: str) -> None:
-        if count < 0 or count > self.bytes_left:
-            raise Refused(f"{what} claims {count} bytes, more than the file holds")
-        self.bytes_left -= count
-
-    def take_items(self, items: object) -> None:
-        """Pay for a copy of a container: one container copied again and again would cost quadratic memory."""
-        self.take(len(items), "a collection that is copied again and again")  # type: ignore[arg-type]
-
-
 def read_pickle_checkpoint(path: str | Path, extra_classes: Collection[str] = ()) -> object:
     """Read a foreign checkpoint into an inert tree.
 
@@ -122,26 +85,17 @@ def read_pickle_checkpoint(path: str | Path, extra_classes: Collection[str] = ()
     """
     path = Path(path)
     allowed = (*ALLOWED_CLASSES, *extra_classes)
-    try:
-        with open(path, "rb") as file:
-            head = file.read(512)
-            size = file.seek(0, 2)
-            if size == 0:
-                raise Refused("the file is empty; download it again")
-            budget = Budget(bytes_left=2 * size + (1 << 16))
-            if head.startswith(b"PK\x03\x04"):
-                return _read_zip(path, size, budget, allowed)
-            _check_head(head)
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:
-                return _read_stream(view, budget, allowed, 0)
-    except Refused as refusal:
-        raise UserError(f"{path} was not read: {refusal}") from None
-    except zipfile.BadZipFile as error:
-        raise UserError(
-            f"{path} was not read: its archive is cut off or damaged ({error}); download it again"
-        ) from None
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}; check the path") from error
+    with refusing(path), open(path, "rb") as file:
+        head = file.read(512)
+        size = file.seek(0, 2)
+        if size == 0:
+            raise Refused("the file is empty; download it again")
+        budget = Budget(bytes_left=2 * size + (1 << 16))
+        if head.startswith(b"PK\x03\x04"):
+            return _read_zip(path, size, budget, allowed)
+        _check_head(head)
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:
+            return _read_stream(view, budget, allowed, 0)
 
 
 def _check_head(head: bytes) -> None:
@@ -166,55 +120,6 @@ def _read_zip(path: Path, size: int, budget: Budget, allowed: tuple[str, ...]) -
         return PickleMachine(data, CheckpointBuilder(allowed, budget, reader.load)).load()
 
 
-class ZipStorages:
-    """The storages of a torch zip archive, each read once, never more than the file can hold."""
-
-    def __init__(self, archive: zipfile.ZipFile, root: str, size: int, budget: Budget, folder: str = "data") -> None:
-        self._archive, self._root, self._size, self._budget, self._folder = archive, root, size, budget, folder
-        self._loaded: dict[str, _Storage] = {}
-        order = self.read("byteorder").strip() if f"{root}byteorder" in archive.NameToInfo else b"little"
-        if order != b"little":
-            raise Refused(f"expected little-endian data, got {order[:16]!r}")
-
-    def read(self, name: str) -> bytes:
-        """One member. Refused if it is compressed or larger than the archive."""
-        try:
-            info = self._archive.getinfo(self._root + name)
-        except KeyError:
-            raise Refused(f"the archive has no entry {name}; it is damaged, download it again") from None
-        if info.compress_type != zipfile.ZIP_STORED or info.file_size > self._size:
-            raise Refused(f"entry {name} is compressed or larger than the file; torch writes neither")
-        self._budget.take(info.file_size, f"entry {name}")
-        return self._archive.read(info)
-
-    def load(self, identifier: object) -> _Storage:
-        """The storage of a persistent id ('storage', type, key, location, count); the location is ignored."""
-        dtype, key, count = _storage_request(identifier)
-        if key not in self._loaded:
-            data = self.read(f"{self._folder}/{key}")
-            if len(data) != count * dtype.itemsize:
-                raise Refused(
-                    f"storage {key} should hold {count * dtype.itemsize} bytes, got {len(data)}; download it again"
-                )
-            flat = torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
-            self._loaded[key] = _Storage(flat)
-        storage = self._loaded[key]
-        return storage if storage.flat.dtype == dtype else _Storage(storage.flat.view(dtype))
-
-
-def _storage_request(identifier: object) -> tuple[torch.dtype, str, int]:
-    """(dtype, key, element count) of a persistent id; Refused if it does not look like torch's."""
-    if not isinstance(identifier, tuple) or len(identifier) < 5 or identifier[0] != "storage":
-        raise Refused("it refers to something outside itself that is no tensor storage")
-    _, kind, key, _, count = identifier[:5]
-    name = kind.path.rpartition(".")[2] if isinstance(kind, GlobalName) else ""
-    if type(key) is not str or not re.fullmatch(r"\w{1,64}", key) or type(count) is not int or count < 0:
-        raise Refused("it has a storage with an unusual name or size")
-    if name not in _STORAGE_DTYPES:
-        raise Refused(f"it has a storage of unknown kind '{name[:40] or type(kind).__name__}'")
-    return _STORAGE_DTYPES[name], key, count
-
-
 def _read_stream(view: memoryview, budget: Budget, allowed: tuple[str, ...], depth: int) -> object:
     """A plain pickle, or torch's format before 1.6: five pickles, then the storages."""
     if depth > _MAX_NESTED_FILES:
@@ -233,54 +138,15 @@ def _read_stream(view: memoryview, budget: Budget, allowed: tuple[str, ...], dep
     information = system.load()
     if isinstance(information, dict) and information.get("little_endian") is False:
         raise Refused("expected little-endian data, got big-endian")
-    storages = _StreamStorages(budget)
+    storages = StreamStorages(budget)
     body = PickleMachine(view, CheckpointBuilder(allowed, budget, storages.load, depth), system.position)
     value = body.load()
     keys = PickleMachine(view, plain, body.position)
     storages.fill(view, keys.load(), keys.position)
-    return value.flat if isinstance(value, _Storage) else value
+    return value.flat if isinstance(value, Storage) else value
 
 
-class _StreamStorages:
-    """Storages of the old format: made when the pickle names them, filled from the data behind it."""
-
-    def __init__(self, budget: Budget) -> None:
-        self._budget = budget
-        self._made: dict[str, Tensor] = {}
-
-    def load(self, identifier: object) -> _Storage:
-        dtype, key, count = _storage_request(identifier)
-        if key not in self._made:
-            self._budget.take(count * dtype.itemsize, f"storage {key}")
-            self._made[key] = torch.empty(count, dtype=dtype)
-        flat = self._made[key]
-        view = identifier[5] if len(identifier) > 5 else None  # type: ignore[arg-type, index]
-        if view is None:
-            return _Storage(flat)
-        _, start, length = view
-        if not 0 <= start <= start + length <= flat.numel():
-            raise Refused(f"a view of storage {key} reaches outside of it")
-        return _Storage(flat[start : start + length])
-
-    def fill(self, view: memoryview, keys: object, position: int) -> None:
-        if type(keys) is not list or any(type(key) is not str for key in keys) or sorted(keys) != sorted(self._made):
-            raise Refused("its list of storages does not fit its tensors")
-        for key in keys:
-            flat = self._made[key]
-            end = position + 8 + flat.numel() * flat.itemsize
-            if end > len(view):
-                raise Refused(
-                    f"the file is cut off: storage {key} needs {end - len(view)} bytes more; download it again"
-                )
-            (count,) = struct.unpack("<q", view[position : position + 8])
-            if count != flat.numel():
-                raise Refused(f"storage {key} should hold {flat.numel()} numbers, got {count}")
-            if count:
-                flat.copy_(torch.frombuffer(bytearray(view[position + 8 : end]), dtype=flat.dtype))
-            position = end
-
-
-def _no_storage(identifier: object) -> _Storage:
+def _no_storage(identifier: object) -> Storage:
     raise Refused("it refers to a storage, but holds none")
 
 
@@ -288,7 +154,7 @@ class CheckpointBuilder:
     """What the globals, calls and states of checkpoint pickles mean here. See :class:`pickle_machine.Builder`."""
 
     def __init__(
-        self, allowed: tuple[str, ...], budget: Budget, load: Callable[[object], _Storage], depth: int = 0
+        self, allowed: tuple[str, ...], budget: Budget, load: Callable[[object], Storage], depth: int = 0
     ) -> None:
         self._allowed = allowed
         self.budget = budget
@@ -301,7 +167,7 @@ class CheckpointBuilder:
             return _DTYPES[path]
         if path in _CALLS or path in _DICT_CLASSES or path in _PLAIN_NAMES or self._is_class(path):
             return GlobalName(path)
-        if path.startswith(("torch.", "torch.cuda.", "torch.storage.")) and name in _STORAGE_DTYPES:
+        if path.startswith(("torch.", "torch.cuda.", "torch.storage.")) and name in STORAGE_DTYPES:
             return GlobalName(path)
         raise Refused(
             f"it names the global '{path[:200]}', which is not on the allow-list of checkpoint contents; "
@@ -356,7 +222,7 @@ class CheckpointBuilder:
         if type(data) is not bytes:
             raise Refused("it nests something that is no byte string")
         value = _read_stream(memoryview(data), self.budget, self._allowed, self._depth + 1)
-        return _Storage(value) if isinstance(value, Tensor) else value
+        return Storage(value) if isinstance(value, Tensor) else value
 
     def _is_class(self, path: str) -> bool:
         return any(path == a or (a.endswith(".*") and path.startswith(a[:-1])) for a in self._allowed)
@@ -366,7 +232,7 @@ def _rebuild_tensor(
     builder: CheckpointBuilder, storage: object, offset: object, size: object, stride: object, *_: object
 ) -> Tensor:
     """A view of a storage, after every bound has been checked (torch itself would enlarge the storage)."""
-    if not isinstance(storage, _Storage):
+    if not isinstance(storage, Storage):
         raise Refused("it builds a tensor on something that is no storage")
     if len(size) != len(stride) or len(size) > 16:  # type: ignore[arg-type]
         raise Refused("it has a tensor with unusual sizes or strides")
@@ -394,9 +260,9 @@ def _rebuild_tensor_v3(
     builder: CheckpointBuilder, storage: object, offset: object, size: object, stride: object, grad: object, hooks: object,
     dtype: object, *_: object,
 ) -> Tensor:  # fmt: skip
-    if not isinstance(storage, _Storage) or not isinstance(dtype, torch.dtype):
+    if not isinstance(storage, Storage) or not isinstance(dtype, torch.dtype):
         raise Refused("it builds a tensor on something that is no storage")
-    return _rebuild_tensor(builder, _Storage(storage.flat.view(dtype)), offset, size, stride)
+    return _rebuild_tensor(builder, Storage(storage.flat.view(dtype)), offset, size, stride)
 
 
 def _rebuild_parameter(

@@ -17,6 +17,7 @@ from facelab.assets import Asset
 from facelab.checkpoints import format as checkpoint_format
 from facelab.checkpoints import legacy_modules, tensor_files
 from facelab.checkpoints.legacy_pickle import LegacyObject, read_pickle_checkpoint
+from facelab.checkpoints.legacy_storages import printable, refusing
 from facelab.checkpoints.torchscript import read_torchscript
 from facelab.errors import UserError
 
@@ -100,7 +101,7 @@ class Description:
             parts.append(f"{names} ({words[self.best[0].certainty]}; {', '.join(self.methods)})")
         else:
             parts.append("not a file of the manifest")
-        return "; ".join(filter(None, parts))
+        return printable("; ".join(filter(None, parts)))
 
 
 def describe(path: str | Path, entries: Iterable[Asset] | None = None) -> Description:
@@ -135,7 +136,7 @@ def read_contents(path: str | Path) -> Contents:
         return Contents("facelab checkpoint", {g: _shapes(t) for g, t in loaded.weights.items()}, meta=loaded.meta)
     if path.suffix == ".safetensors":
         return _safetensors_contents(path)
-    with open(path, "rb") as file:
+    with refusing(path), open(path, "rb") as file:
         head = file.read(16)
     if head.startswith(b"MATLAB 5.0"):
         return _mat_contents(path)
@@ -280,8 +281,5 @@ def _mat_contents(path: Path) -> Contents:
 
 
 def _is_torchscript(path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.count("/") == 1 and name.endswith("/constants.pkl") for name in archive.namelist())
-    except zipfile.BadZipFile:
-        return False
+    with refusing(path), zipfile.ZipFile(path) as archive:
+        return any(name.count("/") == 1 and name.endswith("/constants.pkl") for name in archive.namelist())

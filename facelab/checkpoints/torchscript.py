@@ -15,16 +15,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from facelab.checkpoints.legacy_pickle import (
-    ALLOWED_CLASSES,
-    Budget,
-    CheckpointBuilder,
-    GlobalName,
-    LegacyObject,
-    ZipStorages,
-)
+from facelab.checkpoints.legacy_pickle import ALLOWED_CLASSES, CheckpointBuilder, LegacyObject
+from facelab.checkpoints.legacy_storages import Budget, GlobalName, ZipStorages, refusing
 from facelab.checkpoints.pickle_machine import PickleMachine, Refused
-from facelab.errors import UserError
 
 _MAX_DEPTH = 64
 _MAX_OBJECTS = 20_000
@@ -41,24 +34,17 @@ def read_torchscript(path: str | Path) -> OrderedDict[str, Tensor]:
         UserError: not a TorchScript archive, damaged, or refused by the allow-list (one line, with the reason).
     """
     path = Path(path)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            size = path.stat().st_size
-            names = archive.namelist()
-            roots = [n[: -len("constants.pkl")] for n in names if re.fullmatch(r"[^/]+/constants\.pkl", n)]
-            if len(roots) != 1 or f"{roots[0]}data.pkl" not in names:
-                raise Refused("expected a TorchScript archive with data.pkl and constants.pkl, got another zip file")
-            budget = Budget(bytes_left=2 * size + (1 << 16))
-            tensors: OrderedDict[str, Tensor] = OrderedDict()
-            _collect(_load(archive, roots[0], "data", size, budget), tensors)
-            _collect({"constants": _load(archive, roots[0], "constants", size, budget)}, tensors)
-            return tensors
-    except Refused as refusal:
-        raise UserError(f"{path} was not read: {refusal}") from None
-    except zipfile.BadZipFile as error:
-        raise UserError(f"{path} was not read: expected a TorchScript archive, got something else ({error})") from None
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}; check the path") from error
+    with refusing(path), zipfile.ZipFile(path) as archive:
+        size = path.stat().st_size
+        names = archive.namelist()
+        roots = [n[: -len("constants.pkl")] for n in names if re.fullmatch(r"[^/]+/constants\.pkl", n)]
+        if len(roots) != 1 or f"{roots[0]}data.pkl" not in names:
+            raise Refused("expected a TorchScript archive with data.pkl and constants.pkl, got another zip file")
+        budget = Budget(bytes_left=2 * size + (1 << 16))
+        tensors: OrderedDict[str, Tensor] = OrderedDict()
+        _collect(_load(archive, roots[0], "data", size, budget), tensors)
+        _collect({"constants": _load(archive, roots[0], "constants", size, budget)}, tensors)
+        return tensors
 
 
 class _ScriptBuilder(CheckpointBuilder):

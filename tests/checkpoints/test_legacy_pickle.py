@@ -372,3 +372,30 @@ def test_missing_file_and_extra_classes(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"models\.encoder\.Net"):
         read_pickle_checkpoint(path)
     assert read_pickle_checkpoint(path, extra_classes=["models.encoder.*"]).state == {"a": 7}
+
+
+def test_names_from_a_file_cannot_write_to_the_terminal(tmp_path: Path) -> None:
+    path = tmp_path / "a.pkl"
+    name = "\x1b[2Jos\nline two"
+    path.write_bytes(b"\x80\x04\x8c" + bytes([len(name)]) + name.encode() + b"\x8c\x01x\x93.")
+    with pytest.raises(UserError) as caught:
+        read_pickle_checkpoint(path)
+    assert str(caught.value).isprintable()
+
+
+def test_damaged_archives_never_escape(tmp_path: Path) -> None:
+    torch.save(_network(), tmp_path / "a.pth")
+    data = (tmp_path / "a.pth").read_bytes()
+    numbers = np.random.default_rng(1)
+    path, refused = tmp_path / "b.pth", 0
+    for _ in range(200):
+        changed = bytearray(data)
+        for place in len(data) - 1 - numbers.integers(0, 1500, 4):  # the directory lies at the end
+            changed[place] = numbers.integers(256)
+        path.write_bytes(bytes(changed))
+        try:
+            read_pickle_checkpoint(path)
+        except UserError as error:
+            assert str(error).isprintable()
+            refused += 1
+    assert refused > 100
