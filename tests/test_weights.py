@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import hashlib
 import http.server
 import io
+import os
 import re
 import sys
 import threading
@@ -384,3 +386,18 @@ def test_the_command(home: Path, server: _Server, entry: dict[str, assets.Asset]
     assert broken.exit_code == 1 and "expected 1048576 bytes, got 3" in broken.output
     assert run(command, ["list", "nte"]).exit_code == 2
     assert "0 of 0 files" in run(command, ["import", str(home)]).output
+
+
+@pytest.mark.skipif(
+    "FACELAB_REAL_DATA" not in os.environ, reason="FACELAB_REAL_DATA is not set: no released file to try"
+)
+def test_a_released_file_is_known_by_checksum_and_by_structure(tmp_path: Path, home: Path) -> None:
+    """The DPR network: the checksum of the manifest is its own, and so is the digest of its tensors."""
+    source = Path(os.environ["FACELAB_REAL_DATA"]) / "weights" / "dpr_trained_model_03.t7"
+    if not source.is_file():
+        pytest.skip(f"{source} is not there")
+    assert [(m.asset.name, m.certainty) for m in recognise.describe(source).best] == [("dpr", "checksum")]
+    found = recognise.describe(source, [dataclasses.replace(assets.get("dpr"), sha256=None)])
+    assert [(m.asset.name, m.certainty) for m in found.best] == [("dpr", "structure")]
+    (result,) = weights.import_folder(source)
+    assert result.target == home / "trained_model_03.t7" and weights.verify(["dpr"])[0].ok

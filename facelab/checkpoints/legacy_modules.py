@@ -97,7 +97,7 @@ def attributes(record: LegacyObject) -> dict[str, object]:
         return isinstance(value, (list, tuple)) and all(isinstance(v, (bool, int, float, str)) for v in value)
 
     return {
-        key: value.detach() if isinstance(value, Tensor) else value
+        key: value.detach() if isinstance(value, Tensor) else value  # type: ignore[attr-defined]
         for key, value in record.state.items()
         if not key.startswith("_") and key not in _BOOKKEEPING and simple(value)
     }

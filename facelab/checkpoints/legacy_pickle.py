@@ -270,7 +270,7 @@ def _rebuild_parameter(
 ) -> nn.Parameter:
     if not isinstance(data, Tensor):
         raise Refused("it builds a parameter on something that is no tensor")
-    return nn.Parameter(data, requires_grad=bool(requires_grad) and data.is_floating_point())
+    return nn.Parameter(data, requires_grad=bool(requires_grad) and data.is_floating_point())  # type: ignore[attr-defined]
 
 
 def _persistent_object(builder: CheckpointBuilder, record: object) -> LegacyObject:

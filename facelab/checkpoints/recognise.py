@@ -233,7 +233,7 @@ def _confirmed(wanted: Mapping[str, object], state: Mapping[str, object]) -> int
 
 def _equal(found: object, wanted: object) -> bool:
     if isinstance(found, Tensor):
-        found = found.tolist()
+        found = found.tolist()  # type: ignore[attr-defined]
     if isinstance(wanted, (list, tuple)):
         return isinstance(found, (list, tuple)) and len(found) == len(wanted) and all(map(_equal, found, wanted))
     if isinstance(wanted, float) or isinstance(found, float):

@@ -59,7 +59,7 @@ def _encode(value: object, where: str, tensors: dict[str, Tensor], depth: int) -
         return _encode_dict(value, where, tensors, depth)
     if isinstance(value, Tensor):
         name = _new_name(where, tensors)
-        tensors[name] = value.detach()
+        tensors[name] = value.detach()  # type: ignore[attr-defined]
         return {"$tensor": name}
     return _encode_rare(value, where, tensors, depth)
 

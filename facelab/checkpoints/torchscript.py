@@ -78,7 +78,7 @@ def _collect(value: object, tensors: OrderedDict[str, Tensor]) -> None:
         if count > _MAX_OBJECTS or depth > _MAX_DEPTH:
             raise Refused("it unfolds to far more objects than a network has")
         if isinstance(item, Tensor):
-            tensors[name] = item.detach()
+            tensors[name] = item.detach()  # type: ignore[attr-defined]
             continue
         if isinstance(item, LegacyObject):
             children = list(item.state.items())
