@@ -106,7 +106,7 @@ def light_from_uniform(numbers: Tensor) -> Tensor:
     key = directional(lamp(yaw, between(0.0, 1.0, 1)), between(0.45, 0.80, 2))
     fill = directional(lamp(-yaw.sign() * between(0.3, 1.4, 3), between(-0.3, 0.6, 4)), between(0.05, 0.25, 5))
     sky = ambient(between(0.44, 0.60, 6), len(u)).to(u)
-    warmth = 0.035 * torch.special.ndtri(u[:, 7]).view(-1, 1, 1)
+    warmth = 0.025 * torch.special.ndtri(u[:, 7]).view(-1, 1, 1)
     tint = torch.tensor([1.0, 0.0, -1.0], dtype=u.dtype, device=u.device).view(1, 1, 3)
     return key[..., None] * (1 + warmth * tint) + (fill + sky)[..., None] * (1 - 0.5 * warmth * tint)
 

@@ -183,7 +183,7 @@ class SyntheticHeads:
         albedo = self.model.albedo(people.albedo)
         scene = Scene(
             vertices=self.model.hide(whole, people.shown),
-            colour=albedo * self.model.occlusion[:, None],
+            colour=albedo * self.model.occlusion,
             surface=self.model.surface,
             faces=self.model.faces,
             labels=self.model.face_labels,

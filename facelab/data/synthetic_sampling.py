@@ -199,7 +199,7 @@ def _albedo(model: ProceduralHead, numbers: Tensor, feminine: Tensor, dark: Tens
     albedo = torch.zeros(len(u), len(names))
     _set(albedo, names, "skin_dark", dark)
     _set(albedo, names, "skin_warm", (0.6 * normal(u[:, 2]) + 0.35 * dark.clamp(min=0)).clamp(min=-0.6))
-    _set(albedo, names, "skin_pink", 0.6 * normal(u[:, 3]))
+    _set(albedo, names, "skin_pink", (0.6 * normal(u[:, 3]) + 0.2 * dark.clamp(min=0)).clamp(min=-0.6))
     _set(albedo, names, "blush", 0.5 + 0.5 * normal(u[:, 4]))
     makeup = (feminine & (u[:, 5] < 0.6)).float()
     _set(albedo, names, "lip_red", 0.4 * normal(u[:, 6]) + makeup * 2.2 * u[:, 7])

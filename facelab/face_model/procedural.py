@@ -37,7 +37,7 @@ class ProceduralHead(LinearHeadModel):
     """The bundled head model. Build it with :meth:`create`; see LinearHeadModel for the inherited attributes.
 
     Attributes:
-        occlusion: (V,) share of ambient light that reaches each vertex, 0..1.
+        occlusion: (V, 3) share of the light that reaches each vertex by colour channel, 0..1.
         surface: (V, 2) coordinates on each part (hair: angle around the head and place between crown and rim).
         part: (V,) number of the part in ``part_names``.
         part_names: names of the parts.

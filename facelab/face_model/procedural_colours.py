@@ -142,14 +142,17 @@ def albedo_fields(head: RestHead) -> dict[str, Array]:
 
 
 def occlusion(head: RestHead) -> Array:
-    """(V,) share of the light that reaches each vertex, 0..1: sockets, nostrils, lip line, ears, throat."""
+    """(V, 3) share of the light that reaches each vertex, 0..1: sockets, nostrils, lip line, ears, throat.
+
+    On skin, red is held back less than blue, as light that has been under the skin is red.
+    """
     p = head.points
     row = head.surface[:, 1]
     skin = head.is_part("skin")
     front = smoothstep(3.0, 6.0, p[:, 2]) * skin
     shade = np.zeros(len(p))
-    shade += 0.36 * bump(p, (1.75, 1.35), (0.65, 0.75)) * front
-    shade += 0.16 * bump(p, (3.3, 1.75), (1.3, 0.4)) * front
+    shade += 0.27 * bump(p, (1.75, 1.35), (0.65, 0.75)) * front
+    shade += 0.12 * bump(p, (3.3, 1.75), (1.3, 0.4)) * front
     shade += 0.72 * bump(p, (0.70, -3.56), (0.36, 0.16)) * front
     shade += 0.20 * bump(p, (0.0, -3.75), (0.9, 0.22)) * front
     shade += 0.32 * bump(p, (1.95, -2.95), (0.18, 0.5)) * front
@@ -173,4 +176,5 @@ def occlusion(head: RestHead) -> Array:
     hair = head.is_part("hair")
     shade += hair * (0.30 * (row > 0.999) + 0.12 * smoothstep(0.8, 1.0, row))
     shade += head.is_part("cloth") * 0.35 * (row < 0.05)
-    return 1 - np.clip(shade, 0, 0.92)
+    warm = np.where(skin_mask(head)[:, None] > 0, np.array([0.85, 1.03, 1.10]), 1.0)
+    return (1 - np.clip(shade, 0, 0.92))[:, None] ** warm

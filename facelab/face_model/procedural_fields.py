@@ -72,8 +72,7 @@ def _field(x: Array | float, y: Array | float, z: Array | float, like: Array) ->
 def _skull_fields(head: RestHead) -> dict[str, Array]:
     p = head.points
     x, y, z = p.T
-    body = smoothstep(-14.5, -10.5, y)  # the clothes stay where they are
-    body = np.where(head.is_part("cloth"), 0.0, body)
+    body = smoothstep(-14.5, -10.5, y)  # the shoulders stay where they are
     below = np.clip(0.7 - y, 0, 11.3)
     above = np.clip(y - 2.5, 0, 12)
     back = smoothstep(2.0, -4.0, z)
@@ -85,12 +84,12 @@ def _skull_fields(head: RestHead) -> dict[str, Array]:
         "forehead_height": _field(0, 0.045 * above, 0, p),
         "forehead_slope": _field(0, 0, -0.10 * np.clip(y - 3.0, 0, 6) * smoothstep(2.0, 6.0, z), p),
         "neck_width": _field(
-            0.07 * x * smoothstep(-8.6, -11.5, y) * smoothstep(-14.5, -12.5, y),
+            0.055 * x * smoothstep(-8.6, -11.5, y) * smoothstep(-14.5, -12.5, y),
             0,
             0.05 * (z + 1.8) * smoothstep(-10.6, -12.0, y) * smoothstep(-14.5, -12.5, y),
             p,
         )
-        * ~head.is_part("hair", "hat", "visor", "cloth")[:, None],
+        * ~head.is_part("hair", "hat", "visor")[:, None],
     }
 
 
@@ -126,7 +125,9 @@ def _eye_fields(head: RestHead) -> dict[str, Array]:
     own = head.is_part("skin", "l_eye", "r_eye", "l_brow", "r_brow")
     brow = head.is_part("l_brow", "r_brow")
     front = smoothstep(3.0, 6.0, p[:, 2]) * own
-    near = np.where(eyeball, 1.0, bump(p, EYE_CENTRE[:2], (1.9, 1.15)) * front)
+    # flat over the lids, so that they and the eyeball move as one
+    distance2 = ((np.abs(p[:, 0]) - EYE_CENTRE[0]) / 2.2) ** 2 + ((p[:, 1] - EYE_CENTRE[1]) / 1.45) ** 2
+    near = np.where(eyeball, 1.0, np.exp(-0.7 * distance2**2.5) * front)
     centre = np.stack([np.sign(p[:, 0]) * EYE_CENTRE[0], *(np.full(len(p), c) for c in (0.72, 7.9))], -1)
     ramp = np.where(eyeball, 0.0, np.abs(p[:, 0]) - EYE_CENTRE[0]) * near
     above = np.where(eyeball, 0.0, _lid_weight(head)[0])
@@ -140,7 +141,7 @@ def _eye_fields(head: RestHead) -> dict[str, Array]:
         "eye_size": near[:, None] * (p - centre) * np.array([0.06, 0.06, 0.02]),
         "eye_height": _field(0, 0.16 * near, 0, p),
         "eye_tilt": _field(0, 0.09 * ramp, 0, p),
-        "eye_depth": _field(0, 0, -0.16 * np.minimum(near, 0.8), p),
+        "eye_depth": _field(0, 0, -0.16 * np.minimum(near, 0.9), p),
         "lid_height": _field(0, 0.09 * above, 0, p),
         "brow_height": _field(0, 0.17 * np.where(brow, 1.0, 0.6 * brow_near), 0, p),
         "brow_tilt": _field(0, -0.055 * tilt, 0, p),
@@ -237,7 +238,8 @@ def _jaw_weight(head: RestHead) -> Array:
     beside = smoothstep(-3.6, -8.2, p[:, 1])
     weight = opening * np.where(lower, 1.0, 0.0) + (1 - opening) * beside
     weight = weight * smoothstep(-1.5, 3.0, p[:, 2]) * (1 - smoothstep(JAW_ROW, JAW_ROW + 5.0, row))
-    inside = np.where(p[:, 1] < MOUTH_Y - 0.1, 1.0, 0.0)
+    upper_teeth_end = np.where(head.surface[:, 1] == 1, MOUTH_Y - 0.29, MOUTH_Y - 0.1)
+    inside = np.where(p[:, 1] < upper_teeth_end, 1.0, 0.0)
     return np.where(skin, weight, np.where(head.is_part("mouth"), inside, 0.0))
 
 
@@ -268,15 +270,18 @@ def _mouth_expressions(head: RestHead) -> dict[str, Array]:
         "jaw_left": _field(0.30 * jaw, 0, 0, p),
         "jaw_forward": _field(0, 0, 0.30 * jaw, p),
         "smile": _field(
-            0.42 * side * corner + 0.1 * side * cheek, 0.42 * corner + 0.16 * cheek, -0.22 * corner + 0.18 * cheek, p
+            0.42 * side * corner + 0.1 * side * cheek,
+            0.42 * corner + 0.16 * cheek,
+            -0.22 * corner + 0.18 * cheek - 0.05 * p[:, 0] ** 2 * head.is_part("mouth"),
+            p,
         ),
         "mouth_down": _field(0.05 * side * corner, -0.36 * corner, -0.08 * corner, p),
-        "pucker": _field(-0.45 * side * corner, 0, 0.40 * middle, p),
+        "pucker": _field(-0.45 * side * corner - 0.16 * p[:, 0] * head.is_part("mouth"), 0, 0.40 * middle, p),
         "lips_part": _field(0, 0.20 * open_up - 0.26 * open_down, 0, p),
         "upper_lip_up": _field(0, 0.30 * open_up, 0.05 * open_up, p),
         "lower_lip_down": _field(0, -0.32 * open_down, 0, p),
         "lips_press": _field(
-            0, -0.20 * lips * upper * (p[:, 1] - MOUTH_Y) + 0.20 * lips * lower * (MOUTH_Y - p[:, 1]), -0.12 * lips, p
+            0, -0.20 * lips * upper * (p[:, 1] - MOUTH_Y) + 0.20 * lips * lower * (MOUTH_Y - p[:, 1]), 0.0, p
         ),
         "mouth_stretch": _field(0.38 * side * corner, -0.08 * corner, -0.16 * corner, p),
         "mouth_left": _field(0.32 * bump(p, (0.0, MOUTH_Y), (2.8, 1.3)) * front, 0, 0, p),

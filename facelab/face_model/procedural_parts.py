@@ -158,9 +158,9 @@ def mouth() -> Part:
     pocket = np.stack([2.0 * s, MOUTH_Y + 0.9 * v * edge, depth], -1)
     add(pocket, 0.0, 8, 13)
     arc, w = np.meshgrid(np.linspace(-1, 1, 13), np.linspace(0, 1, 3))
-    teeth_z = 8.72 - 0.2 * (1.95 * arc) ** 2
-    add(np.stack([1.95 * arc, MOUTH_Y + 0.70 - 0.98 * w + 0.12 * arc**2, teeth_z], -1), 1.0, 3, 13)
-    add(np.stack([1.75 * arc, MOUTH_Y - 0.30 - 0.5 * w, teeth_z - 0.2], -1), 1.0, 3, 13)
+    teeth_z = 8.72 - 0.27 * (1.75 * arc) ** 2
+    add(np.stack([1.75 * arc, MOUTH_Y + 0.70 - 0.98 * w + 0.12 * arc**2, teeth_z], -1), 1.0, 3, 13)
+    add(np.stack([1.6 * arc, MOUTH_Y - 0.30 - 0.5 * w, teeth_z - 0.2], -1), 1.0, 3, 13)
     tongue = np.stack([1.5 * arc, MOUTH_Y - 0.55 - 0.3 * w, 8.4 - 1.6 * (1 - w) - 0.3 * arc**2], -1)
     add(tongue, 2.0, 3, 13)
     points = np.concatenate(pieces)
