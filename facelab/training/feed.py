@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from facelab.data.batch import Batch
 from facelab.data.loader import PrefetchStream
 from facelab.training.protocol import DataSource
 
@@ -51,3 +54,24 @@ class Feed:
 
     def close(self) -> None:
         self._stream.close()
+
+
+def chunk_of(batch: Any, first: int, count: int) -> Any:
+    """Samples ``first`` ... ``first + count - 1`` of a batch, as views: nothing is copied, nothing waits."""
+    if not isinstance(batch, Batch):
+        return batch.select(slice(first, first + count))
+    frames, parts = batch.frames, {}
+    for field in fields(batch):
+        value = getattr(batch, field.name)
+        if isinstance(value, Tensor):
+            parts[field.name] = value[first : first + count]
+        elif value is not None:  # cameras, one for each frame
+            parts[field.name] = value[first * frames : (first + count) * frames]
+    return replace(batch, **parts)
+
+
+def to_device(value: Tensor, device: torch.device) -> Tensor:
+    """``value`` on ``device`` without waiting for the work queued there (a plain ``.to`` would)."""
+    if device.type != "cuda" or value.device.type == "cuda":
+        return value.to(device)
+    return value.pin_memory().to(device, non_blocking=True)

@@ -193,7 +193,8 @@ def _forward_signals(children: list[BaseProcess]):
 
 
 def _child(rank: int, world: int, kind: str, folder: str, parent: int, worker: Worker, args: tuple) -> None:
-    os.setpgid(0, 0)  # Ctrl-C reaches the parent only, which passes it on once
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)  # Ctrl-C reaches the parent only, which passes it on once
     threading.Thread(target=_follow, args=(parent,), daemon=True).start()
     if kind == "cpu" and sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # one machine: no need to resolve its host name

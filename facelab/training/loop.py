@@ -29,7 +29,7 @@ from facelab.training.checkpointing import Parts, Position
 from facelab.training.config import check_shares, global_batch, sections
 from facelab.training.distributed import DelayedFlag, Distributed
 from facelab.training.ema import Ema
-from facelab.training.feed import Feed
+from facelab.training.feed import Feed, chunk_of, to_device
 from facelab.training.gradients import FlatGradients, GradientArena, NanWatch
 from facelab.training.logging import Logger, PhaseTimer, Throughput, peak_memory
 from facelab.training.optimizers import PhaseOptimizer
@@ -311,7 +311,7 @@ class Trainer:
         for place, chunk in enumerate(chunks):
             part = real
             if real is not None and len(chunks) > 1:
-                part = real.select(slice(place * size, (place + 1) * size))
+                part = chunk_of(real, place * size, size)
             context = self._context(phase, progress, chunk, size, part, statistics)
             self._backward(phase, context, weight * phase.every)
         self.distributed.sum_(gradients.flat)
@@ -348,11 +348,12 @@ class Trainer:
     ) -> PhaseContext:
         name = f"warmup/{phase.name}" if progress.warmup else phase.name
         draws = Draws(self.train.seed, progress.step, name, chunk)
+        move = functools.partial(to_device, device=self.device)
         logged = _Prefixed(self._sums, phase.name)
         cast = functools.partial(autocast, self.train.precision, self.device)
         return PhaseContext(
             progress, self.config, self.models, self.device, size, chunk, chunk * size, draws, real,
-            self._shared, logged, statistics, self.scale.scale, cast,
+            self._shared, logged, statistics, self.scale.scale, cast, move,
         )  # fmt: skip
 
     def _backward(self, phase: Phase, context: PhaseContext, weight: float) -> None:

@@ -128,6 +128,7 @@ class PhaseContext:
     _statistics: Sums
     _scale: Tensor
     _autocast: Callable[[bool], AbstractContextManager]
+    _move: Callable[[Tensor], Tensor]
 
     @property
     def step(self) -> int:
@@ -155,6 +156,10 @@ class PhaseContext:
         """The loss scale, a scalar tensor (1 unless fp16): R1 differentiates ``logits.sum() * scale`` outside
         autocast and divides the gradient by it, so that half-precision gradients do not vanish."""
         return self._scale
+
+    def to_device(self, value: Tensor) -> Tensor:
+        """A tensor drawn on the CPU, on the device, without waiting for the work queued there."""
+        return self._move(value)
 
     def autocast(self, enabled: bool = True) -> AbstractContextManager:
         """The run's autocast, or none: ``with ctx.autocast(False): ...`` for parts that need fp32."""

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -68,17 +67,3 @@ def nerf_noise(step: int, steps: int = 5000) -> float:
     (1.0, 0.5, 0.0)
     """
     return max(0.0, 1.0 - step / steps)
-
-
-def top_k_share(step: int, interval: int, lowest: float) -> float:
-    """Share of fakes that the generator learns from (pi-GAN): ``max(0.99 ** (step / interval), lowest)``."""
-    return max(0.99 ** (step / interval), lowest)
-
-
-def top_k_count(step: int, interval: int, lowest: float, count: int) -> int:
-    """``ceil(share * count)`` for a chunk of ``count`` samples.
-
-    >>> top_k_count(0, 2000, 0.6, 6), top_k_count(10**7, 2000, 0.6, 6)
-    (6, 4)
-    """
-    return math.ceil(top_k_share(step, interval, lowest) * count)

@@ -39,12 +39,24 @@ if __name__ == "__main__":
 """
 
 
-def start(tmp_path: Path, processes: int, steps: int, slow: float, command: list[str] | None = None, resume="auto"):
+def start(
+    tmp_path: Path,
+    processes: int,
+    steps: int,
+    slow: float,
+    command: list[str] | None = None,
+    resume: str = "auto",
+    environment: dict[str, str] | None = None,
+) -> subprocess.Popen:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     arguments = [str(script), str(tmp_path / "run"), str(processes), str(steps), str(slow), resume]
     return subprocess.Popen(
-        [*(command or [sys.executable]), *arguments], cwd=CHECKOUT, env=ENVIRONMENT, text=True, stderr=subprocess.PIPE
+        [*(command or [sys.executable]), *arguments],
+        cwd=CHECKOUT,
+        env={**ENVIRONMENT, **(environment or {})},
+        text=True,
+        stderr=subprocess.PIPE,
     )
 
 
@@ -81,14 +93,18 @@ def test_a_second_ctrl_c_aborts(tmp_path: Path) -> None:
     assert not list_checkpoints(tmp_path / "run")
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
 def torchrun(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", *arguments]
 
 
 def test_two_nodes_train_and_equal_one_process(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     common = ("--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-id", "test")
     nodes = [
         start(tmp_path, 0, 3, 0, torchrun(*common, "--rdzv-endpoint", f"localhost:{port}", "--local-addr", "localhost"))
@@ -115,3 +131,27 @@ def test_a_killed_worker_comes_back_from_the_last_checkpoint(tmp_path: Path) -> 
     staged = config(train={"max_steps": 12}, log={"every": 1}, checkpoint={"every": 2})
     run("fenerf", staged, tmp_path / "one")
     assert_close_runs(tmp_path / "one", tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_processes_of_another_launcher_need_the_usual_variables_only(tmp_path: Path) -> None:
+    """As ``srun`` starts them: RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT."""
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}
+    tasks = [
+        start(tmp_path, 0, 2, 0, environment={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in (0, 1)
+    ]
+    for task in tasks:
+        _, errors = task.communicate(timeout=100)
+        assert task.returncode == 0, errors
+    run("fenerf", config(train={"max_steps": 2}, log={"every": 1}, checkpoint={"every": 2}), tmp_path / "one")
+    assert_close_runs(tmp_path / "one", tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_sigterm_to_torchrun_saves(tmp_path: Path) -> None:
+    process = start(tmp_path, 0, steps=1000, slow=0.1, command=torchrun("--standalone", "--nproc-per-node", "2"))
+    wait_for(tmp_path / "run" / "alive_1", process)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert "saved; go on with --resume auto" in errors
+    assert int(list_checkpoints(tmp_path / "run")[-1].name) == log_of(tmp_path / "run")[-1]["step"]
