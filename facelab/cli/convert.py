@@ -124,7 +124,8 @@ def convert_checkpoint(
 ) -> None:
     """Convert an original checkpoint (generator.pth, with ema.pth) to a .safetensors model.
 
-    METHOD is fenerf, pigan or auto (as the file says). No code of the file runs. The architecture is derived from the shapes of its tensors and printed.
+    METHOD is fenerf, pigan or auto (as the file says). No code of the file runs.
+    The architecture is derived from the shapes of its tensors and printed.
     """
     from facelab.bases.pigan.originals import read_original
     from facelab.checkpoints.format import export_model

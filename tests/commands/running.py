@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Commands run in this process, on the smallest models there are."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from click.testing import CliRunner, Result
+
+from facelab.cli.convert import convert_checkpoint
+from facelab.cli.render import extract_mesh, render_images, render_video
+from facelab.cli.train import train_command
+from tests.conftest import CHECKOUT
+
+COMMANDS: dict[str, click.Command] = {
+    "train_fenerf": train_command("fenerf", "celebamask_hq_128"),
+    "train_pigan": train_command("pigan", "celeba"),
+    "render_images": render_images,
+    "render_video": render_video,
+    "extract_mesh": extract_mesh,
+    "convert_checkpoint": convert_checkpoint,
+}
+QUIET = ("--device", "cpu", "--set", "log.progress=false", "--set", "log.samples_every=0")
+DEBUG = ("--curriculum", "debug", *QUIET)
+ORIGINALS = CHECKOUT / "test_data" / "golden"
+GENERATOR = ORIGINALS / "fenerf" / "checkpoint_fixture_generator.pth"
+
+
+def invoke(command: str, *arguments: Any) -> Result:
+    """Run a command here. Errors that are not meant for users come through."""
+    result = CliRunner().invoke(COMMANDS[command], [str(a) for a in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def succeed(command: str, *arguments: Any) -> Result:
+    result = invoke(command, *arguments)
+    assert result.exit_code == 0, result.stderr
+    return result
+
+
+def train(out: Path, *arguments: Any, method: str = "fenerf") -> Path:
+    """A run of the debug curriculum; returns its folder."""
+    succeed(f"train_{method}", *DEBUG, "--out", out, *arguments)
+    return out
+
+
+def script(name: str, *arguments: Any, code: str = "", timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    """Run ``scripts/<name>.py`` (or ``code``, which may prepare something first) in a process of its own."""
+    start = ["-c", code] if code else [str(CHECKOUT / "scripts" / f"{name}.py")]
+    return subprocess.run(
+        [sys.executable, *start, *map(str, arguments)],
+        cwd=CHECKOUT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(CHECKOUT), "CUDA_VISIBLE_DEVICES": ""}
