@@ -202,11 +202,13 @@ def _child(rank: int, world: int, kind: str, folder: str, parent: int, worker: W
     try:
         distributed = join(rank, world, rank, kind, (Path(folder) / "rendezvous").as_uri())
         code = worker(distributed, *args) or 0
-        leave()
     except KeyboardInterrupt:
         code = 130
     except BaseException as error:  # noqa: BLE001  whatever it is, the parent must tell
         _report(error, Path(folder) / f"error_{rank}.json")
+    else:
+        leave()
+        sys.exit(code)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # after a failure, tearing down communicators could wait for processes that are gone

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -56,6 +57,7 @@ class Logger:
         if config.progress:
             from tqdm import tqdm
 
+            tqdm.set_lock(threading.RLock())  # one process writes; tqdm's own lock would leave a semaphore behind
             self._bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True, file=sys.stderr)
 
     def say(self, text: str) -> None:

@@ -140,7 +140,7 @@ class Trainer:
         self._timer, self._speed = PhaseTimer(self.device), Throughput()
         self._nan = NanWatch(1 if self.train.nan == "stop" else self.train.nan_limit, self.device)
         self._feed: Feed | None = None
-        self._last: dict[str, Tensor] = {}
+        self._beside_bar: dict[str, None] = {}  # names of losses, in order
 
     # --- set-up
 
@@ -368,6 +368,7 @@ class Trainer:
             if loss.ndim:
                 raise ValueError(f"phase {phase.name!r}: loss {name!r} must be a scalar, got {tuple(loss.shape)}")
             context.log(name, loss)
+            self._beside_bar[f"{phase.name}/{name}"] = None
             if loss.requires_grad:
                 (loss.float() * (weight * self.scale.scale)).backward()
             del loss
@@ -423,8 +424,7 @@ class Trainer:
         metrics |= {"row": self.row, **peak_memory(self.device)}
         if self.scale.enabled:
             metrics["loss_scale"] = float(self.scale.scale)
-        losses = {k: v for k, v in means.items() if not k.startswith(("grad_norm/", "skipped/"))}
-        shown = {"img/s": speed["images_per_second"], **dict(list(losses.items())[:5])}
+        shown = {"img/s": speed["images_per_second"], **{k: means[k] for k in self._beside_bar if k in means}}
         self.logger.write(place.step, metrics, shown)
         self._call("on_log", metrics)
 

@@ -27,7 +27,7 @@ def test_a_line_holds_means_speed_and_seconds(tmp_path: Path) -> None:
     class Watched(Fenerf):
         def generator_losses(self, ctx):
             for name, loss in super().generator_losses(ctx):
-                losses.append(float(loss))
+                losses.append(float(loss.detach()))
                 ctx.log("twice", 2 * loss)
                 ctx.log("Own/name", 3.0)
                 yield name, loss
