@@ -18,6 +18,7 @@ from facelab.data.synthetic_render import (
     GLOSS,
     INNER_HAIR,
     SHOULDER,
+    SMOOTH,
     SQUARINGS,
     Pictures,
     Scene,
@@ -110,6 +111,16 @@ def _shade_sample(
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
+def _one_label(face, labels, row, column, k, label):
+    """Whether all k x k samples of a pixel show one class."""
+    for i in range(row, row + k):
+        for j in range(column, column + k):
+            if face[i, j] < 0 or labels[face[i, j]] != label:
+                return False
+    return True
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
 def _render(
     points,
     screen,
@@ -121,6 +132,7 @@ def _render(
     half,
     gloss,
     squarings,
+    smooth,
     phase,
     size,
     k,
@@ -146,8 +158,12 @@ def _render(
                     image[c, row, column] = np.uint8(background[c] * 255 + 0.5)
                 continue
             red, green, blue = 0.0, 0.0, 0.0
-            for i in range(row * k, row * k + k):
-                for j in range(column * k, column * k + k):
+            first, last = 0, k  # samples to shade
+            if smooth[labels[middle]] and _one_label(face, labels, row * k, column * k, k, labels[middle]):
+                first, last = k // 2, k // 2 + 1
+            share = 1.0 / ((last - first) * (last - first))
+            for i in range(row * k + first, row * k + last):
+                for j in range(column * k + first, column * k + last):
                     f = face[i, j]
                     if f < 0:
                         red, green, blue = red + background[0], green + background[1], blue + background[2]
@@ -174,9 +190,9 @@ def _render(
                         depth[row, column] = out[6]
                         for c in range(3):
                             normal[row, column, c] = out[3 + c]
-            image[0, row, column] = np.uint8(red / (k * k) * 255 + 0.5)
-            image[1, row, column] = np.uint8(green / (k * k) * 255 + 0.5)
-            image[2, row, column] = np.uint8(blue / (k * k) * 255 + 0.5)
+            image[0, row, column] = np.uint8(red * share * 255 + 0.5)
+            image[1, row, column] = np.uint8(green * share * 255 + 0.5)
+            image[2, row, column] = np.uint8(blue * share * 255 + 0.5)
             mask[row, column] = labels[middle]
 
 
@@ -199,7 +215,20 @@ def render_numba(
     normal = np.zeros((count, size, size, 3), np.float32)
 
     def one(n: int) -> None:
-        shared = (surface, faces, labels, light[n], half[n], gloss, squarings, phase[n], size, supersample, backdrop)
+        shared = (
+            surface,
+            faces,
+            labels,
+            light[n],
+            half[n],
+            gloss,
+            squarings,
+            SMOOTH.numpy(),
+            phase[n],
+            size,
+            supersample,
+            backdrop,
+        )
         _render(points[n], screen[n], colour[n], *shared, image[n], mask[n], depth[n], normal[n])
 
     if threads > 1 and count > 1:

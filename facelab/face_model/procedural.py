@@ -44,8 +44,8 @@ class ProceduralHead(LinearHeadModel):
 
     >>> model = ProceduralHead.create()
     >>> model.identity_dim, model.expression_dim, model.albedo_dim, len(model.landmarks)
-    (53, 23, 30, 68)
-    >>> model.vertices(torch.zeros(2, 53), torch.zeros(2, 23)).shape == (2, *model.mean_shape.shape)
+    (52, 23, 30, 68)
+    >>> model.vertices(torch.zeros(2, 52), torch.zeros(2, 23)).shape == (2, *model.mean_shape.shape)
     True
     """
 
