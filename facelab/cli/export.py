@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""export_model: a run as one file that opens everywhere and that training can start from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from facelab.cli.common import friendly
+from facelab.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+DTYPES = ("fp32", "fp16", "bf16")
+MB = 1_000_000
+PER_TENSOR = 160  # bytes of a safetensors header for each tensor: name, shape, offsets
+
+
+@click.command("export_model")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--dtype", type=click.Choice(DTYPES), default="fp16", show_default=True, help="Of the weights.")
+@click.option(
+    "--with-discriminators", is_flag=True, help="Also the discriminators, so that training can go on from it."
+)
+@click.option("--weights", default="ema", show_default=True, help="The generator's: ema, ema_slow or generator.")
+@click.option(
+    "--max-mb", type=float, default=None, help="Refuse a larger file, megabytes of 10^6 bytes. [default: no limit]"
+)
+@friendly
+def export_command(
+    run: Path, out: Path, dtype: str, with_discriminators: bool, weights: str, max_mb: float | None
+) -> None:
+    """Write the newest checkpoint of RUN (a folder or one of its checkpoints) to OUT.safetensors."""
+    path = export(run, out, dtype, with_discriminators, weights, max_mb)
+    click.echo(f"written: {path} ({path.stat().st_size / MB:.2f} MB)")
+
+
+def export(
+    run: str | Path,
+    out: str | Path,
+    dtype: str = "fp16",
+    with_discriminators: bool = False,
+    weights: str = "ema",
+    max_mb: float | None = None,
+) -> Path:
+    """Write a single-file model of a run.
+
+    It holds the averaged generator as ``ema`` (whichever of the run's generators was chosen) and, on request, every
+    ``d_*``. Its ``config`` is that in force at the checkpoint's step; ``staged_config`` is the whole curriculum, with
+    its list of stages; ``training`` says how long it took, by the run's ``log.jsonl``.
+
+    Raises:
+        UserError: no checkpoint, no such weights, a value that is not finite (or too large for ``dtype``), a file
+            above ``max_mb``. Nothing is written then.
+    """
+    from facelab.checkpoints.format import export_model, find_checkpoint, load_checkpoint
+    from facelab.config import from_dict, to_dict
+    from facelab.methods import load_method
+
+    target = Path(out)
+    target = target if target.suffix == ".safetensors" else target.with_name(target.name + ".safetensors")
+    found = find_checkpoint(run)
+    stored = load_checkpoint(found, with_state=False)
+    if weights not in stored.weights:
+        has = ", ".join(sorted(name for name in stored.weights if not name.startswith("d_")))
+        raise UserError(f"{run} has no weights '{weights}' to export, it has {has or 'no generator at all'}")
+    groups: dict[str, Mapping[str, Tensor]] = {"ema": stored.weights[weights]}
+    if with_discriminators:
+        judges = {name: state for name, state in stored.weights.items() if name.startswith("d_")}
+        if not judges:
+            raise UserError(f"{run} holds no discriminators, only {', '.join(sorted(stored.weights))}")
+        groups |= judges
+    method = load_method(str(stored.meta.get("method", "")))
+    described = stored.meta.get("staged_config") or stored.meta["config"]
+    staged = from_dict(method.config_type, described, where=str(found))  # type: ignore[arg-type]
+    config = staged.at(stored.step, int(stored.meta.get("images", 0)))  # type: ignore[call-overload]
+    meta = {**stored.meta, "config": to_dict(config), "exported": {"weights": weights, "dtype": dtype}}
+    if len(staged.stages) > 1:
+        meta["staged_config"] = to_dict(staged)
+    timing = training_time(found, stored.step)
+    if timing is not None:
+        meta["training"] = timing
+    kind = _dtype(dtype)
+    if max_mb is not None:
+        _check_size(groups, meta, kind, max_mb, target)
+    return export_model(target, groups, meta, kind)
+
+
+def training_time(checkpoint: Path, step: int) -> dict[str, float | int] | None:
+    """Wall time of the training loop up to a step, from the ``log.jsonl`` of the checkpoint's run.
+
+    Returns:
+        ``seconds``, ``steps`` that they cover (fewer than ``step`` if the log begins later), ``processes``;
+        None without a log.
+    """
+    log = checkpoint.parent.parent / "log.jsonl"
+    if not checkpoint.is_dir() or not log.is_file():
+        return None
+    seconds, covered, before = 0.0, 0, 0
+    for line in log.read_text(encoding="utf-8").splitlines():
+        try:
+            entry = json.loads(line)
+            here, each = int(entry["step"]), float(entry["seconds_per_step"])
+        except (ValueError, KeyError, TypeError):
+            continue  # half a line of a killed run, or one of a callback
+        if before < here <= step:
+            seconds += (here - before) * each
+            covered += here - before
+            before = here
+    return {"seconds": round(seconds, 1), "steps": covered, "processes": _processes(checkpoint)} if covered else None
+
+
+def _processes(checkpoint: Path) -> int:
+    """How many processes trained, by the checkpoint's state."""
+    from facelab.checkpoints.format import load_checkpoint
+
+    state = load_checkpoint(checkpoint, groups=()).state
+    position = state.get("position", {}) if isinstance(state, Mapping) else {}
+    return int(position.get("processes", 1))
+
+
+def _dtype(name: str) -> Any:
+    import torch
+
+    return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[name]
+
+
+def _check_size(
+    groups: Mapping[str, Mapping[str, Tensor]], meta: Mapping[str, Any], dtype: Any, max_mb: float, target: Path
+) -> None:
+    """UserError, naming the largest part, if the file would be above ``max_mb``; the header is estimated."""
+    sizes = {
+        name: sum(t.numel() * (dtype.itemsize if t.is_floating_point() else t.element_size()) for t in state.values())
+        for name, state in groups.items()
+    }
+    header = len(json.dumps(json.dumps(meta))) + PER_TENSOR * sum(map(len, groups.values()))
+    total = (sum(sizes.values()) + header) / MB
+    if total > max_mb:
+        largest = max(sizes, key=sizes.__getitem__)
+        raise UserError(
+            f"{target} would have {total:.2f} MB, expected at most {max_mb:g}; its largest part is {largest} with "
+            f"{sizes[largest] / MB:.2f} MB; use --dtype fp16, or train a smaller model"
+        )

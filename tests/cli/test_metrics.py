@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""compute_metrics: every metric of a tiny model, what is refused in one line, miou by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from facelab.api import load
+from facelab.checkpoints.format import load_checkpoint
+from facelab.cli.measure import fade_in, pose_encoder
+from facelab.cli.metrics import compute_metrics
+from facelab.data.synthetic import SyntheticHeads
+from facelab.inference.pictures import save_label_png
+from facelab.methods import load_method
+from facelab.metrics.features import RandomFeatureNet, image_distances
+
+
+def compute(*arguments: object) -> Result:
+    return CliRunner().invoke(compute_metrics, [str(a) for a in arguments])
+
+
+def refused(*arguments: object) -> str:
+    result = compute(*arguments)
+    assert result.exit_code == 2, result.output
+    lines = result.output.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), result.output
+    return lines[0]
+
+
+def test_all_metrics_of_a_tiny_model(run_folder: Path, tmp_path: Path):
+    out = tmp_path / "metrics.json"
+    names = "frechet_random,kernel_random,pose,depth,consistency"
+    small = ("--num-images", 6, "--image-size", 16, "--batch", 4, "--depth-heads", 2, "--depth-candidates", 3)
+    result = compute(run_folder, "--metrics", names, *small, "--device", "cpu", "--out", out)
+    assert result.exit_code == 0, result.output
+    content = json.loads(out.read_text())
+    metrics = content["metrics"]
+    assert list(metrics) == names.split(",") and "fid" not in result.output.replace("frechet", "")
+    assert metrics["frechet_random"]["features"] == "random-conv-v1" and metrics["frechet_random"]["fake_count"] == 6
+    assert metrics["pose"]["held_out"]["count"] == 6 == metrics["pose"]["generated"]["count"]
+    assert metrics["pose"]["image_size"] == 16 == metrics["depth"]["image_size"], "as trained, at the checkpoint's step"
+    assert metrics["depth"]["candidates"] == 3 and metrics["depth"]["heads"] == 2
+    exact = metrics["consistency"]["exact_depth"]
+    assert exact["without_overlap"] == 0 and 0 < exact["mean_error"] < 0.01
+    best = metrics["depth"]["perfect_generator"]
+    assert best["rmse"] < best["plane_rmse"] and best["mask_iou"] > 0.7
+    assert content["model"]["step"] == 15 and content["data"] == {
+        "source": "synthetic",
+        "heads_seed": 1_000_000,
+        "real_count": 6,
+    }
+    assert len(content["deviations"]) == 5 and {"facelab", "torch"} <= set(content["versions"])
+    for line in ("frechet_random ", "pose.held_out.mean_yaw", "depth.perfect_generator.rmse", "consistency.mean_error"):
+        assert line in result.output
+    again = compute(run_folder, "--metrics", "frechet_random", *small, "--batch", 5, "--device", "cpu", "--out", out)
+    assert again.exit_code == 0
+    value = json.loads(out.read_text())["metrics"]["frechet_random"]["value"]
+    assert value == pytest.approx(metrics["frechet_random"]["value"], rel=1e-3), "the batch changes nothing"
+
+
+def test_a_folder_of_pictures_is_compared_as_the_library_does(run_folder: Path, tmp_path: Path):
+    data = tmp_path / "data"
+    (data / "images").mkdir(parents=True)
+    (data / "masks").mkdir()
+    heads = SyntheticHeads(9, 16).batch(range(5))
+    for i in range(5):
+        Image.fromarray(heads.image[i].permute(1, 2, 0).numpy()).save(data / "images" / f"{i}.png")
+        Image.fromarray(heads.mask[i].numpy().astype(np.uint8)).save(data / "masks" / f"{i}.png")
+    (data / "dataset.json").write_text('{"crop": 1.0}')
+    out = tmp_path / "m.json"
+    result = compute(run_folder, "--data", data, "--num-images", 4, "--num-real", 99, "--image-size", 16, "--out", out)
+    assert result.exit_code == 0, result.output
+    content = json.loads(out.read_text())
+    assert content["data"] == {"source": str(data), "real_count": 5}
+    from facelab.cameras.pose_sampling import PosePrior
+    from facelab.metrics.evaluate import GeneratedHeads, uint8_pictures
+
+    model = load(run_folder)
+    fake = GeneratedHeads(model.generator, model.settings(16, 1), PosePrior(), 12.0)
+    expected = image_distances(RandomFeatureNet(), [heads.image], uint8_pictures(fake, 4))
+    assert content["metrics"]["frechet_random"]["value"] == pytest.approx(expected["frechet_random"], rel=1e-4)
+
+
+def test_what_cannot_be_measured_is_said_in_one_line(run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("FACELAB_HOME", str(tmp_path))
+    line = refused(run_folder, "--metrics", "fid")
+    assert "pt_inception-2015-12-05" in line and "frechet_random" in line and "without" in line
+    assert "no file at" in refused(run_folder, "--metrics", "kid", "--inception", tmp_path / "nothing.pth")
+    broken = tmp_path / "inception.pth"
+    broken.write_bytes(b"no weights")
+    assert "damaged" in refused(run_folder, "--metrics", "fid", "--inception", broken, "--num-images", 2)
+    assert "Did you mean 'pose'" in refused(run_folder, "--metrics", "poze")
+    assert "no metric chosen" in refused(run_folder, "--metrics", ",")
+    assert "needs a MODEL" in refused("--metrics", "pose")
+    assert "no checkpoint at" in refused(tmp_path / "absent")
+    assert "--data synthetic" in refused(run_folder, "--metrics", "depth", "--data", tmp_path)
+    assert "no data set at" in refused(run_folder, "--data", tmp_path / "absent", "--num-images", 2)
+    assert not (tmp_path / "metrics.json").exists()
+
+
+def test_pose_needs_the_discriminator(run_folder: Path, tmp_path: Path):
+    from facelab.cli.export import export
+
+    bare = export(run_folder, tmp_path / "bare")
+    assert "--with-discriminators" in refused(bare, "--metrics", "pose", "--num-images", 2)
+    whole = load(export(run_folder, tmp_path / "whole", dtype="fp32", with_discriminators=True))
+    picture = torch.rand(2, 3, 16, 16)
+    encode, size = pose_encoder(whole)
+    method, stored = load_method("fenerf"), load_checkpoint(run_folder)
+    discriminator = method.build(whole.config)["d_image"]
+    discriminator.load_state_dict(stored.weights["d_image"])
+    assert size == 16
+    # step 15, 16 px since step 10, fading for 20 steps: a quarter; the same from the run and from the export
+    expected = discriminator(picture, 0.25).pose
+    torch.testing.assert_close(encode(picture), expected)
+    torch.testing.assert_close(pose_encoder(load(run_folder))[0](picture), expected)
+    assert not torch.allclose(expected, discriminator(picture, 1.0).pose)
+    assert fade_in(method, stored.meta, 15) == 0.25 and fade_in(method, stored.meta, 90) == 1.0
+
+
+def test_miou_of_two_folders_by_hand(tmp_path: Path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    first = np.array([[1, 1], [2, 2]], dtype=np.uint8)
+    second = np.array([[1, 2], [2, 2]], dtype=np.uint8)
+    Image.fromarray(first).save(tmp_path / "a" / "0.png")  # class numbers
+    save_label_png(tmp_path / "b" / "0.png", second)  # the same in a palette file
+    folders = ("--metrics", "miou", "--predictions", tmp_path / "a", "--targets", tmp_path / "b")
+    out = tmp_path / "m.json"
+    values = {}
+    for kind in ("present", "original"):
+        result = compute(*folders, "--kind", kind, "--out", out)
+        assert result.exit_code == 0, result.output
+        miou = json.loads(out.read_text())["metrics"]["miou"]
+        assert miou["kind"] == kind and miou["count"] == 1
+        values[kind] = miou["value"]
+    # skin: 1 of 2 pixels; nose: 2 of 3
+    assert values["present"] == pytest.approx((1 / 2 + 2 / 3) / 2)
+    assert values["original"] == pytest.approx((1 / 2 + 2 / 3) / 19, rel=1e-5)
+    assert miou["per_class"]["skin"] == 0.5 and miou["per_class"]["hair"] is None
+
+
+def test_mask_folders_that_do_not_fit(tmp_path: Path):
+    a, b = tmp_path / "a", tmp_path / "b"
+    a.mkdir()
+    b.mkdir()
+
+    def miou() -> str:
+        return refused("--metrics", "miou", "--predictions", a, "--targets", b, "--out", tmp_path / "m.json")
+
+    assert "--predictions DIR --targets DIR" in refused("--metrics", "miou")
+    assert "--targets is missing" in refused("--metrics", "miou", "--predictions", a)
+    assert "no masks in" in miou()
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(a / "0.png")
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(b / "1.png")
+    assert "0 stands in" in miou()
+    (b / "1.png").rename(b / "0.png")
+    Image.fromarray(np.zeros((5, 4), np.uint8)).save(b / "0.png")
+    assert "one size, got 4x4 and 4x5" in miou()
+    Image.fromarray(np.full((4, 4), 37, np.uint8)).save(b / "0.png")
+    assert "mask value 37" in miou()
+    assert not (tmp_path / "m.json").exists()
