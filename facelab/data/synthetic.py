@@ -178,6 +178,10 @@ class SyntheticHeads:
     ) -> SyntheticBatch:
         """Draw given people: any coefficients, poses and (N, 9, 3) lights, not only sampled ones."""
         index = torch.full((len(people.identity),), -1) if index is None else index
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):  # half precision would tear the mesh
+            return self._render(people, camera, light, index)
+
+    def _render(self, people: HeadCoefficients, camera: Camera, light: Tensor, index: Tensor) -> SyntheticBatch:
         people, camera, light = people.to(self.device), camera.to(self.device), light.to(self.device)
         whole = self.model.vertices(people.identity, people.expression)
         albedo = self.model.albedo(people.albedo)

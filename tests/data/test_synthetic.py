@@ -53,6 +53,14 @@ def test_compiled_equals_torch(grid: str) -> None:
     assert torch.allclose(one.normal, two.normal, atol=1e-5)
 
 
+def test_mixed_precision_around_it_changes_nothing() -> None:
+    heads = SyntheticHeads(1, 16)
+    plain = heads.head(0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = heads.head(0)
+    assert torch.equal(plain.image, inside.image) and torch.equal(plain.landmarks_3d, inside.landmarks_3d)
+
+
 def test_torch_path_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
     heads = SyntheticHeads(1, 16, backend="torch")
     whole = heads.batch(range(3))
