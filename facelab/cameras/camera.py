@@ -9,7 +9,7 @@ Conventions of other programs are converted here, in one named function each.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -55,10 +55,14 @@ class Camera:
     def device(self) -> torch.device:
         return self.cam2world.device
 
+    def map(self, function: Callable[[Tensor], Tensor]) -> Camera:
+        """Apply a function to every tensor."""
+        angles = None if self.angles is None else function(self.angles)
+        return Camera(function(self.cam2world), function(self.intrinsics), angles)
+
     def to(self, *args, **kwargs) -> Camera:
         """Move or cast as ``Tensor.to`` does."""
-        angles = None if self.angles is None else self.angles.to(*args, **kwargs)
-        return Camera(self.cam2world.to(*args, **kwargs), self.intrinsics.to(*args, **kwargs), angles)
+        return self.map(lambda tensor: tensor.to(*args, **kwargs))
 
     def label(self) -> Tensor:
         """-> (N, 25): the row-major EG3D label, 16 extrinsics then 9 intrinsics."""

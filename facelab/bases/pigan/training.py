@@ -191,8 +191,9 @@ class Pigan:
         """Fresh latents and cameras, rendered with the training settings."""
         generator: Any = ctx.models["generator"]
         generator.field_net.precision = field_precision(ctx.config)
-        latents = sample_latents(generator.latent_spec, draws, ctx.count, ctx.device)
-        camera = pose_prior(ctx.config).sample(draws, ctx.count, ctx.config.camera.fov).to(ctx.device)
+        drawn = sample_latents(generator.latent_spec, draws, ctx.count)
+        latents = {name: ctx.to_device(latent) for name, latent in drawn.items()}
+        camera = pose_prior(ctx.config).sample(draws, ctx.count, ctx.config.camera.fov).map(ctx.to_device)
         noise = nerf_noise(ctx.step, ctx.config.render.noise_steps) if ctx.config.render.noise_steps else 0.0
         settings = render_settings(ctx.config.render).replace(sigma_noise=noise)
         with ctx.autocast(ctx.config.render.precision == "autocast"):
