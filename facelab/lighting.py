@@ -69,9 +69,9 @@ def directional(direction: Tensor, strength: Tensor | float = 1.0) -> Tensor:
 
 def ambient(strength: Tensor | float, count: int = 1) -> Tensor:
     """(count, 9): the same brightness from everywhere."""
-    strength = torch.as_tensor(strength, dtype=torch.get_default_dtype())
-    light = torch.zeros(count, 9, dtype=strength.dtype, device=strength.device)
-    light[:, 0] = strength / C0
+    value = torch.as_tensor(strength, dtype=torch.get_default_dtype())
+    light = torch.zeros(count, 9, dtype=value.dtype, device=value.device)
+    light[:, 0] = value / C0
     return light
 
 

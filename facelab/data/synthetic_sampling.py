@@ -131,7 +131,7 @@ def _identity(model: ProceduralHead, numbers: Tensor, feminine: Tensor, style: T
     u = numbers[:, STYLE + 8 : STYLE + 20]
 
     def is_style(*which: str) -> Tensor:
-        return sum((style == STYLES.index(name) for name in which), torch.zeros_like(style)).bool()
+        return torch.isin(style, torch.tensor([STYLES.index(name) for name in which]))
 
     long, bob = is_style("long"), is_style("bob")
     for name in ("ear_size", "ear_flare"):  # ears stay below hanging hair

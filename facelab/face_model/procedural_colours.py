@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 from facelab.face_model.curves import Array, blob, bump, smoothstep
-from facelab.face_model.procedural_fields import RestHead, _lid_weight
+from facelab.face_model.procedural_fields import RestHead, lid_weights
 from facelab.face_model.procedural_parts import CLOTH_ROWS, EYE_RINGS, IRIS_RINGS, PUPIL_RINGS
 from facelab.face_model.procedural_skin import LIP_BOTTOM_ROW, LIP_TOP_ROW, MOUTH_HALF_WIDTH, MOUTH_ROW, MOUTH_Y
 
@@ -39,9 +39,9 @@ def _iris(head: RestHead) -> tuple[Array, Array, Array]:
     """Weights of pupil, iris and white on the eyeballs; (V,) each."""
     radius = head.surface[:, 1]
     eye = head.is_part("l_eye", "r_eye")
-    pupil = eye * (radius <= EYE_RINGS[PUPIL_RINGS - 1] + 1e-6)
-    iris = eye * (radius <= EYE_RINGS[IRIS_RINGS - 1] + 1e-6) * (1 - pupil)
-    return pupil.astype(float), iris.astype(float), eye * (1 - pupil - iris)
+    pupil = 1.0 * eye * (radius <= EYE_RINGS[PUPIL_RINGS - 1] + 1e-6)
+    iris = 1.0 * eye * (radius <= EYE_RINGS[IRIS_RINGS - 1] + 1e-6) * (1 - pupil)
+    return pupil, iris, eye * (1.0 - pupil - iris)
 
 
 def stubble_mask(head: RestHead) -> Array:
@@ -64,7 +64,7 @@ def mean_albedo(head: RestHead) -> Array:
     lips = lip_mask(head)[:, None]
     colour = colour * (1 - lips) + lips * np.array([0.72, 0.40, 0.37])
     colour *= 1 - (skin * bump(head.points, (3.0, -0.6), (1.3, 0.45)) * 0.07 * (head.points[:, 2] > 4))[:, None]
-    above, under = _lid_weight(head)
+    above, under = lid_weights(head)
     lash = skin * np.clip(0.62 * smoothstep(0.80, 1.0, above) + 0.22 * smoothstep(0.85, 1.0, under), 0, 1)
     colour *= 1 - lash[:, None]
     pupil, iris, white = (m[:, None] for m in _iris(head))
@@ -98,7 +98,7 @@ def albedo_fields(head: RestHead) -> dict[str, Array]:
     skin, lips = skin_mask(head), lip_mask(head)
     front = smoothstep(3.0, 6.0, p[:, 2]) * skin
     bare = skin * (1 - 0.55 * lips)
-    above, _ = _lid_weight(head)
+    above, _ = lid_weights(head)
     shadow = bump(p, (3.2, 1.75), (1.35, 0.45)) * front
     bags = bump(p, (3.0, -0.55), (1.1, 0.35)) * front
     blush = bump(p, (4.2, -2.4), (1.3, 1.0)) * front + 0.8 * bump(p, (0.0, -2.7), (0.9, 0.6)) * front

@@ -130,7 +130,7 @@ def _eye_fields(head: RestHead) -> dict[str, Array]:
     near = np.where(eyeball, 1.0, np.exp(-0.7 * distance2**2.5) * front)
     centre = np.stack([np.sign(p[:, 0]) * EYE_CENTRE[0], *(np.full(len(p), c) for c in (0.72, 7.9))], -1)
     ramp = np.where(eyeball, 0.0, np.abs(p[:, 0]) - EYE_CENTRE[0]) * near
-    above = np.where(eyeball, 0.0, _lid_weight(head)[0])
+    above = np.where(eyeball, 0.0, lid_weights(head)[0])
     brow_near = bump(p, (3.2, 2.7), (2.4, 0.9)) * front
     along, across = head.surface[:, 0], head.surface[:, 1]
     half = 0.34 * (1 - 2 * across) * brow
@@ -214,7 +214,7 @@ def _hair_fields(head: RestHead) -> dict[str, Array]:
     return fields
 
 
-def _lid_weight(head: RestHead) -> tuple[Array, Array]:
+def lid_weights(head: RestHead) -> tuple[Array, Array]:
     """(V,) weights that are 1 on the edge of the upper (lower) lids and fade above (below) them."""
     p = head.points
     row = head.surface[:, 1]
@@ -301,7 +301,7 @@ def _upper_expressions(head: RestHead) -> dict[str, Array]:
     front = smoothstep(3.0, 6.0, p[:, 2]) * own
     inner = bump(p, (1.6, 2.7), (1.2, 0.85)) * front
     outer = bump(p, (4.4, 2.8), (1.3, 0.85)) * front
-    above, under = _lid_weight(head)
+    above, under = lid_weights(head)
     left = p[:, 0] > 0
     squint = bump(p, (3.4, -0.7), (1.6, 0.6)) * front * head.is_part("skin")
     wrinkle = bump(p, (0.9, -0.6), (0.8, 1.0)) * front
@@ -325,7 +325,7 @@ def _upper_expressions(head: RestHead) -> dict[str, Array]:
 def _blink(head: RestHead) -> Array:
     """Upper lids closed over the eyeball: edges meet, the skin slides on a sphere."""
     p = head.points
-    above, under = _lid_weight(head)
+    above, under = lid_weights(head)
     t = (np.abs(p[:, 0]) - EYE_CORNERS[0]) / (EYE_CORNERS[1] - EYE_CORNERS[0])
     upper, lower = lid_openings(t)
     shape = np.maximum(np.sin(np.pi * np.clip(t, 0, 1)) ** 0.6, 1e-6)

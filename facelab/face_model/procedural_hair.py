@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from facelab.face_model.curves import Array, Part, curve, grid_faces, smoothstep, spline
+from facelab.face_model.curves import Array, Ids, Part, curve, grid_faces, smoothstep, spline
 
 HAIR, HAT = 13, 14
 ROWS, COLUMNS = 26, 72
@@ -171,7 +171,7 @@ def _shell(table: Array, level: Array, angles: Array) -> Array:
     return np.stack([x, y, z_s + np.where(cosine >= 0, z_f - z_s, z_b - z_s) * reach], -1)
 
 
-def _shell_faces(rows: int, columns: int) -> Array:
+def _shell_faces(rows: int, columns: int) -> Ids:
     step = np.arange(columns)
     cap = np.stack([np.full(columns, rows * columns), step, (step + 1) % columns], -1)
     return np.concatenate([grid_faces(rows, columns, wrap=True), cap])

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from facelab.face_model.curves import Array, Part, curve, grid_faces, spline
+from facelab.face_model.curves import Array, Ids, Part, curve, grid_faces, spline
 from facelab.face_model.procedural_skin import EYE_CENTRE, EYE_RADIUS, LEVELS, MOUTH_Y
 
 GLASSES, CLOTH, MOUTH, EARRING = 3, 18, 10, 15
@@ -29,7 +29,7 @@ def mirrored(part: Part, name: str, label: int) -> Part:
     )
 
 
-def _polar_faces(rings: int, segments: int) -> Array:
+def _polar_faces(rings: int, segments: int) -> Ids:
     """Disc: vertex 0 in the middle, then ``rings`` rings of ``segments`` vertices, anticlockwise seen from the front."""
     ring = 1 + grid_faces(rings, segments, wrap=True)
     step = np.arange(segments)
@@ -85,7 +85,7 @@ def brow(skin: Array) -> Part:
     return Part("l_brow", points, faces.copy(), np.full(len(faces), L_BROW), surface)
 
 
-def _faces_away(points: Array, faces: Array) -> bool:
+def _faces_away(points: Array, faces: Ids) -> bool:
     a, b, c = (points[faces[:, k]] for k in range(3))
     return float(np.cross(b - a, c - a)[:, 2].mean()) < 0
 
@@ -201,7 +201,7 @@ def _plain_loft(table: Array, rows: Array, angles: Array) -> Array:
     return np.stack([x, y, z], -1)
 
 
-def _tube(path: Array, radius: float, closed: bool, sides: int = 5) -> tuple[Array, Array]:
+def _tube(path: Array, radius: float, closed: bool, sides: int = 5) -> tuple[Array, Ids]:
     tangent = np.roll(path, -1, 0) - np.roll(path, 1, 0)
     if not closed:
         tangent[0], tangent[-1] = path[1] - path[0], path[-1] - path[-2]
@@ -223,7 +223,7 @@ def glasses() -> tuple[Part, Part]:
     angle = 2 * np.pi * np.arange(28) / 28
     pieces, faces, lenses, lens_faces, count, lens_count = [], [], [], [], 0, 0
 
-    def add(points: Array, triangles: Array) -> None:
+    def add(points: Array, triangles: Ids) -> None:
         nonlocal count
         pieces.append(points)
         faces.append(triangles + count)
