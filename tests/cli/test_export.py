@@ -71,6 +71,8 @@ def test_which_generator_and_which_type(run_folder: Path, tmp_path: Path):
     assert set(live.weights) == {"ema"} and live.meta["exported"] == {"weights": "generator", "dtype": "fp32"}
     for name, tensor in live.weights["ema"].items():
         torch.testing.assert_close(tensor, original["generator"][name], rtol=0, atol=0)
+    rounded = load_checkpoint(export(run_folder, tmp_path / "coarse", dtype="bf16")).meta["exported"]
+    assert rounded["dtype"] == "bf16" and rounded["picture_change"] > 0, "bf16 keeps 8 bits: it shows"
     with pytest.raises(UserError, match="no weights 'ema_slow' to export, it has ema, generator"):
         export(run_folder, tmp_path / "slow", weights="ema_slow")
 
@@ -112,6 +114,7 @@ def test_the_card_states_what_the_file_holds(exported: Path):
     assert "Time: 0.2 device minutes" in text and "2 processes" in text and "Hardware: a CPU" in text
     assert "8 synthetic heads of seed 0" in text and f"{exported.stat().st_size / 1e6:.2f} MB" in text
     generator = load(exported).generator
+    assert "Rounding the weights to float16" not in text and "Rounding the weights to fp16 changes colours" in text
     assert f"| ema | {sum(p.numel() for p in generator.parameters()):,} | float16 |" in text
     assert "| frechet_random | 1.25 |" in text and "| depth.rmse | 0.0125 scene units |" in text
     assert "| depth.rmse_share | 0.1 |" in text and "random-conv-v1" in text and "it is no FID" in text

@@ -88,6 +88,25 @@ def test_a_folder_of_pictures_is_compared_as_the_library_does(run_folder: Path, 
     assert content["metrics"]["frechet_random"]["value"] == pytest.approx(expected["frechet_random"], rel=1e-4)
 
 
+def test_fid_and_kid_with_a_file_of_the_right_structure(run_folder: Path, tmp_path: Path):
+    from safetensors.torch import save_file
+
+    from facelab.metrics.inception import InceptionV3
+
+    state = {name: tensor.half() for name, tensor in InceptionV3("fid").state_dict().items() if tensor.ndim}
+    file = tmp_path / "inception.safetensors"
+    save_file({**state, "fc.weight": torch.zeros(1008, 2048, dtype=torch.float16)}, file)
+    out = tmp_path / "m.json"
+    small = ("--num-images", 2, "--image-size", 16, "--batch", 2, "--kernel-subsets", 2, "--device", "cpu")
+    result = compute(run_folder, "--metrics", "kid,fid,frechet_random", "--inception", file, *small, "--out", out)
+    assert result.exit_code == 0, result.output
+    metrics = json.loads(out.read_text())["metrics"]
+    assert list(metrics) == ["kid", "fid", "frechet_random"]
+    assert metrics["fid"]["features"] == metrics["kid"]["features"] == "inception-2015-12-05/pytorch-fid"
+    assert metrics["frechet_random"]["features"] == "random-conv-v1"
+    assert metrics["fid"]["value"] > 0 and metrics["kid"]["subsets"] == 2
+
+
 def test_what_cannot_be_measured_is_said_in_one_line(run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("FACELAB_HOME", str(tmp_path))
     line = refused(run_folder, "--metrics", "fid")
