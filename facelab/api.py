@@ -143,8 +143,11 @@ class FaceModel:
     def camera(self, pitch: float = 0.0, yaw: float = 0.0, fov: float | None = None) -> Camera:
         """A camera on the unit sphere; pitch (up) and yaw in radians away from the frontal view, fov in degrees."""
         c = self.config.camera
+        fov = c.fov if fov is None else fov
+        if not 0 < fov < 180:
+            raise UserError(f"the field of view must lie within 0..180 degrees, got {fov}")
         base_pitch, base_yaw = torch.pi / 2, torch.pi / 2
-        return Camera.on_sphere(base_pitch - pitch, base_yaw + yaw, c.fov if fov is None else fov).to(self.device)
+        return Camera.on_sphere(base_pitch - pitch, base_yaw + yaw, fov).to(self.device)
 
     def settings(
         self, resolution: int | None = None, ray_step_multiplier: int = 2, lock_view: bool = False
