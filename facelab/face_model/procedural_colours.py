@@ -41,7 +41,8 @@ def _iris(head: RestHead) -> tuple[Array, Array, Array]:
     eye = head.is_part("l_eye", "r_eye")
     pupil = 1.0 * eye * (radius <= EYE_RINGS[PUPIL_RINGS - 1] + 1e-6)
     iris = 1.0 * eye * (radius <= EYE_RINGS[IRIS_RINGS - 1] + 1e-6) * (1 - pupil)
-    return pupil, iris, eye * (1.0 - pupil - iris)
+    white = eye * (1.0 - pupil - iris)
+    return np.asarray(pupil, np.float64), np.asarray(iris, np.float64), np.asarray(white, np.float64)
 
 
 def stubble_mask(head: RestHead) -> Array:
