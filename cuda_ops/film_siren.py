@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ from cuda_ops.grid_lookup import TILE, Slab
 from cuda_ops.reference import Linear
 
 WIDTHS = (128, 256)  # hidden widths the kernels are written for
+BLOCK = 128  # columns of a layer computed at once
 PAD = 128  # rows of a scene in a slab are padded to a multiple of this
 FORWARD_ROWS, BACKWARD_ROWS = 1 << 19, 1 << 18  # rows of a slab at width 256
 SMALL_FREQUENCY = 2.0**-6
@@ -79,54 +80,47 @@ def _power_of_two(n: int) -> int:
 
 @dataclass(frozen=True)
 class _Packed:
-    """Parameters in the layout of the kernels; l counts geometry then colour layers."""
+    """Parameters placed for the kernels, float32; l counts geometry then colour layers."""
 
-    first: Tensor  # (3, h) float32
-    first_grid: Tensor | None  # (G, h) float32
-    first_full: Tensor  # (h, E) float32, the first layer on the side input
-    hidden: Tensor  # (layers - 1, h, h) float16: every layer but the first
-    hidden32: Tensor  # the same in float32
-    extra: Tensor | None  # (h, E) float16, the first colour layer on the side input
-    extra32: Tensor | None
+    first: Tensor  # (h, 3), the first layer on the point
+    first_full: Tensor  # (h, E), the first layer on the side input
+    hidden: Tensor  # (layers - 1, h, h): every layer but the first, on the layer before
+    extra: Tensor | None  # (h, E), the first colour layer on the side input
     biases: Tensor  # (layers, h)
-    turns_f: Tensor  # (N, layers, h) frequency / 2 pi
-    turns_p: Tensor  # (N, layers, h) (frequency * bias + phase) / 2 pi, reduced to [-0.5, 0.5]
-    safe_f: Tensor  # (N, layers, h) frequency away from zero
-    head: Tensor  # (Wd, h) float16, labels and density
-    rgb: Tensor  # (Wd, h) float16
-    head_bias: Tensor  # (Wd,) float32
+    frequencies: Tensor  # (N, layers, h)
+    phases: Tensor  # (N, layers, h)
+    head: Tensor  # (Wd, h), labels and density
+    rgb: Tensor  # (Wd, h)
+    head_bias: Tensor  # (Wd,)
+
+    @property
+    def safe_frequencies(self) -> Tensor:
+        """Frequencies kept away from zero, sign included."""
+        f = self.frequencies
+        return torch.where(f < 0, f.clamp(max=-SMALL_FREQUENCY), f.clamp(min=SMALL_FREQUENCY))
 
 
-def _pack(spec: Spec, film: Sequence[Tensor], weights: Sequence[Tensor]) -> _Packed:
-    """Cast, transpose and place the parameters (a dozen small launches)."""
+def pack(spec: Spec, film: Sequence[Tensor], weights: Sequence[Tensor]) -> _Packed:
+    """Cast and place the parameters (a dozen small launches)."""
     w = [x.detach().float() for x in weights]
-    g, color_w = spec.grid_channels, spec.extra_width
-    geometry = w[: 2 * spec.geometry_layers]
-    sigma = w[2 * spec.geometry_layers : 2 * spec.geometry_layers + 2]
-    rest = w[2 * spec.geometry_layers + 2 :]
+    g, width, n = spec.grid_channels, spec.extra_width, 2 * spec.geometry_layers
+    geometry, sigma, rest = w[:n], w[n : n + 2], w[n + 2 :]
     color, rest = rest[: 2 * spec.color_layers], rest[2 * spec.color_layers :]
     first = geometry[0]
-    first_full = first.new_zeros(spec.hidden, color_w)
+    first_full = first.new_zeros(spec.hidden, width)
     first_full[:, g + 3 : g + 6] = first[:, -3:]
-    first_grid = None
     if spec.grid_in_geometry:
         first_full[:, :g] = first[:, :g]
-        first_grid = first[:, :g].t().contiguous()
-    extra32 = None
+    extra = None
     hidden = [*geometry[2::2], *color[::2]]
     if spec.color_layers:
         hidden[spec.geometry_layers - 1] = color[0][:, -spec.hidden :]
     if spec.color_extra:
-        extra32 = first.new_zeros(spec.hidden, color_w)
+        extra = first.new_zeros(spec.hidden, width)
         directions = 3 if spec.use_direction else 0
-        extra32[:, g : g + directions] = color[0][:, :directions]
+        extra[:, g : g + directions] = color[0][:, :directions]
         if g and not spec.grid_in_geometry:
-            extra32[:, :g] = color[0][:, directions : directions + g]
-    hidden32 = torch.stack(hidden) if hidden else first.new_zeros(0, spec.hidden, spec.hidden)
-    f = torch.cat([film[0].detach().float(), film[2].detach().float()[:, : spec.color_layers]], dim=1)
-    p = torch.cat([film[1].detach().float(), film[3].detach().float()[:, : spec.color_layers]], dim=1)
-    biases = torch.stack([*geometry[1::2], *color[1::2]])
-    turns_p = (f * biases + p) * (0.5 / math.pi)
+            extra[:, :g] = color[0][:, directions : directions + g]
     head, rgb = first.new_zeros(2, spec.head_width, spec.hidden)
     bias = first.new_zeros(spec.head_width)
     head[spec.channels - 1], bias[spec.channels - 1] = sigma[0][0], sigma[1][0]
@@ -134,21 +128,65 @@ def _pack(spec: Spec, film: Sequence[Tensor], weights: Sequence[Tensor]) -> _Pac
         rgb[spec.labels : spec.labels + 3], bias[spec.labels : spec.labels + 3] = rest[0], rest[1]
         if spec.labels:
             head[: spec.labels], bias[: spec.labels] = rest[2], rest[3]
+    film = [x.detach().float() for x in film]
     return _Packed(
-        first=first[:, -3:].t().contiguous(),
-        first_grid=first_grid,
+        first=first[:, -3:],
         first_full=first_full,
-        hidden=hidden32.half(),
-        hidden32=hidden32,
-        extra=None if extra32 is None else extra32.half(),
-        extra32=extra32,
-        biases=biases,
-        turns_f=(f * (0.5 / math.pi)).contiguous(),
-        turns_p=(turns_p - turns_p.round()).contiguous(),
-        safe_f=torch.where(f < 0, f.clamp(max=-SMALL_FREQUENCY), f.clamp(min=SMALL_FREQUENCY)).contiguous(),
-        head=head.half(),
-        rgb=rgb.half(),
+        hidden=torch.stack(hidden) if hidden else first.new_zeros(0, spec.hidden, spec.hidden),
+        extra=extra,
+        biases=torch.stack([*geometry[1::2], *color[1::2]]),
+        frequencies=torch.cat([film[0], film[2][:, : spec.color_layers]], dim=1),
+        phases=torch.cat([film[1], film[3][:, : spec.color_layers]], dim=1),
+        head=head,
+        rgb=rgb,
         head_bias=bias,
+    )
+
+
+@dataclass(frozen=True)
+class _Forward:
+    """Parameters with each scene's frequencies multiplied in, so that a product is a phase in turns."""
+
+    first: Tensor  # (N, 3, h) float32
+    features: Tensor | None  # (N, G, h) float32
+    hidden: Tensor  # (N, layers - 1, h out, h in) float16
+    extra: Tensor | None  # (N, h, E) float16
+    phases: Tensor  # (N, layers, h) float32 in [-0.5, 0.5]
+    head: Tensor  # (Wd, h) float16
+    rgb: Tensor
+
+
+def _modulate(spec: Spec, p: _Packed) -> _Forward:
+    turns = p.frequencies * (0.5 / math.pi)
+    phases = turns * p.biases + p.phases * (0.5 / math.pi)
+    first, g = turns[:, :1], spec.grid_channels
+    color = turns[:, spec.geometry_layers, :, None] if spec.color_layers else None
+    return _Forward(
+        first=(first * p.first.t()).contiguous(),
+        features=(first * p.first_full[:, :g].t()).contiguous() if spec.grid_in_geometry else None,
+        hidden=(turns[:, 1:, :, None] * p.hidden).half(),
+        extra=None if p.extra is None or color is None else (color * p.extra).half(),
+        phases=(phases - phases.round()).contiguous(),
+        head=p.head.half(),
+        rgb=p.rgb.half(),
+    )
+
+
+@dataclass(frozen=True)
+class _Backward:
+    """Weights whose columns carry the frequency of the layer below, float16."""
+
+    hidden: Tensor  # (N, layers - 1, h, h)
+    head: Tensor  # (N, Wd, h)
+    rgb: Tensor
+
+
+def _demodulate(spec: Spec, p: _Packed) -> _Backward:
+    f = p.safe_frequencies[:, :, None, :]
+    return _Backward(
+        hidden=(p.hidden * f[:, :-1]).half(),
+        head=(p.head * f[:, spec.geometry_layers - 1]).half(),
+        rgb=(p.rgb * f[:, -1]).half(),
     )
 
 
@@ -156,7 +194,7 @@ def slabs(scenes: int, points: int, limit: int) -> Iterator[Slab]:
     """Cut N scenes of P points into slabs of about ``limit`` rows: whole scenes, or parts of one."""
     padded = -(-points // PAD) * PAD
     if padded <= limit:
-        group = max(1, limit // padded)
+        group = -(-scenes // -(-scenes // max(1, limit // padded)))  # evenly
         for s in range(0, scenes, group):
             yield Slab(s, min(group, scenes - s), 0, points, padded)
         return
@@ -168,10 +206,14 @@ def slabs(scenes: int, points: int, limit: int) -> Iterator[Slab]:
             yield Slab(s, 1, p0, count, -(-count // PAD) * PAD)
 
 
-def _programs(device: torch.device, tiles: int, each: int) -> int:
-    if device.type != "cuda":
-        return min(tiles, 2)
-    return min(tiles, each * torch.cuda.get_device_properties(device).multi_processor_count)
+def _blocks(hidden: Tensor) -> Any:
+    """(N, layers, h, h) weights -> descriptor of (rows, h) that the kernels read in square blocks."""
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    if not len(flat):  # a field of one layer never reads it, but a descriptor needs memory
+        flat = hidden.new_zeros(BLOCK, hidden.shape[-1])
+    return TensorDescriptor.from_tensor(flat, [BLOCK, BLOCK])
 
 
 class _Slabs:
@@ -182,6 +224,7 @@ class _Slabs:
 
         self.kernels, self.grid_kernels = siren_kernels, grid_kernels
         self.spec, self.packed = spec, packed
+        self.folded = _modulate(spec, packed)
         self.samples = points.shape[2]
         self.points = points.detach().float().reshape(points.shape[0], -1, 3).contiguous()
         self.directions = None if directions is None else directions.detach().float().contiguous()
@@ -210,66 +253,31 @@ class _Slabs:
         )  # fmt: skip
         return out16, out32
 
-    def first(self, slab: Slab, features: Tensor | None, save: bool, out: Tensor | None = None) -> Tensor:
-        spec, p = self.spec, self.packed
-        y = self.empty(slab, spec.hidden) if out is None else out
-        tile = 32
-        self.kernels.first_layer[(slab.rows // tile,)](
-            self.points, features, p.first, p.first_grid, p.turns_f, p.turns_p, y,
-            self.total, slab.p0, slab.count, slab.scene0, slab.rows_per_scene // tile, spec.layers * spec.hidden,
-            spec.scale, H=spec.hidden, C=spec.grid_channels if spec.grid_in_geometry else 0, SAVE=save, BM=tile,
-            num_warps=4,
+    def _field(self, slab: Slab, ys: Tensor | None, out: Tensor | None) -> Tensor | None:
+        """Run the layers of a slab: fill ``ys`` (layers, rows, h) if given, else ``out``; -> the side input."""
+        spec, p = self.spec, self.folded
+        extra, features = self.extras(slab, spec.color_extra or ys is not None, spec.grid_in_geometry)
+        t = tiles("forward" if ys is None else "save", spec.hidden, self.device)
+        self.kernels.field_forward[(slab.rows // t.rows,)](
+            self.points, features, extra, p.first, p.features, _blocks(p.hidden), p.extra, p.phases,
+            p.head, p.rgb, self.packed.head_bias, ys, out,
+            self.total, slab.p0, slab.count, slab.scene0, slab.rows_per_scene // t.rows, slab.rows, spec.scale,
+            H=spec.hidden, B=BLOCK, G=spec.geometry_layers, L=spec.layers,
+            C=spec.grid_channels if spec.grid_in_geometry else 0, E=spec.extra_width if spec.color_extra else 0,
+            W=spec.head_width, OC=spec.channels, RGB=spec.rgb_at, SAVE=ys is not None,
+            BM=t.rows, STAGES=t.stages, num_warps=t.warps,
         )  # fmt: skip
-        return y
-
-    def layer(self, slab: Slab, index: int, x: Tensor, extra: Tensor | None, save: bool, out: Tensor | None) -> Tensor:
-        """Layer ``index`` (from 1) of geometry then colour."""
-        spec, p = self.spec, self.packed
-        y = self.empty(slab, spec.hidden) if out is None else out
-        t = tiles("layer" if extra is None else "layer_extra", spec.hidden)
-        count = slab.rows // t.rows
-        self.kernels.film_layer[(_programs(self.device, count, t.programs), spec.hidden // t.columns)](
-            x, p.hidden[index - 1], extra, p.extra, p.turns_f[0, index], p.turns_p[0, index], y,
-            count, slab.rows_per_scene // t.rows, slab.scene0, spec.layers * spec.hidden,
-            H=spec.hidden, E=0 if extra is None else spec.extra_width, SAVE=save,
-            BM=t.rows, BN=t.columns, STAGES=t.stages, num_warps=t.warps,
-        )  # fmt: skip
-        return y
+        return extra
 
     def forward(self, slab: Slab, out: Tensor) -> None:
-        """Fill ``out`` (N, P, channels); three activation buffers take turns."""
-        spec = self.spec
-        extra, features = self.extras(slab, spec.color_extra, spec.grid_in_geometry)
-        a, b = self.empty(slab, spec.hidden), self.empty(slab, spec.hidden)
-        self.first(slab, features, False, a)
-        for index in range(1, spec.geometry_layers):
-            self.layer(slab, index, a, None, False, b)
-            a, b = b, a
-        feature, hidden = a, a  # the heads read a, so the colour layers write to the two others
-        spare = [b, self.empty(slab, spec.hidden) if spec.color_layers > 1 else b]
-        for i in range(spec.color_layers):
-            side = extra if i == 0 else None
-            hidden = self.layer(slab, spec.geometry_layers + i, hidden, side, False, spare[i % 2])
-        self.heads(slab, feature, hidden, out)
+        """Fill the slab's part of ``out`` (N, P, channels)."""
+        self._field(slab, None, out)
 
-    def heads(self, slab: Slab, feature: Tensor, hidden: Tensor, out: Tensor) -> None:
-        spec, p = self.spec, self.packed
-        tile = 128 if spec.hidden == 128 else 64
-        self.kernels.heads[(slab.rows // tile,)](
-            feature, hidden, p.head, p.rgb, p.head_bias, out,
-            self.total, slab.p0, slab.count, slab.scene0, slab.rows_per_scene // tile,
-            H=spec.hidden, W=spec.head_width, OC=spec.channels, RGB=spec.rgb_at, BM=tile, num_warps=4,
-        )  # fmt: skip
-
-    def activations(self, slab: Slab) -> tuple[list[Tensor], Tensor]:
-        """Every layer's output, marked for the backward, and the side input (rows, E)."""
-        spec = self.spec
-        extra, features = self.extras(slab, True, spec.grid_in_geometry)
+    def activations(self, slab: Slab) -> tuple[Tensor, Tensor]:
+        """Every layer's output (layers, rows, h), marked for the backward, and the side input (rows, E)."""
+        ys = torch.empty(self.spec.layers, slab.rows, self.spec.hidden, dtype=torch.float16, device=self.device)
+        extra = self._field(slab, ys, None)
         assert extra is not None
-        ys = [self.first(slab, features, True)]
-        for index in range(1, spec.layers):
-            side = extra if index == spec.geometry_layers and spec.color_extra else None
-            ys.append(self.layer(slab, index, ys[-1], side, True, None))
         return ys, extra
 
     def head_gradient(self, slab: Slab, grad: Tensor, out: Tensor, loss_scale: Tensor) -> Tensor:
@@ -282,64 +290,72 @@ class _Slabs:
         )  # fmt: skip
         return d
 
-    def layer_gradient(
-        self, slab: Slab, index: int, above: Tensor | None, head_d: Tensor | None, head: Tensor | None, y: Tensor
-    ) -> Tensor:
-        """Gradient at W x + b of layer ``index`` from that of the layer above and / or a head."""
-        spec, p = self.spec, self.packed
-        d = self.empty(slab, spec.hidden)
-        t = tiles("gradient" if head_d is None else "gradient_head", spec.hidden)
-        count = slab.rows // t.rows
-        self.kernels.layer_gradient[(_programs(self.device, count, t.programs), spec.hidden // t.columns)](
-            above, None if above is None else p.hidden[index], head_d, head, y, p.safe_f[0, index], d,
-            count, slab.rows_per_scene // t.rows, slab.scene0, spec.layers * spec.hidden,
-            H=spec.hidden, ABOVE=above is not None, W=0 if head_d is None else spec.head_width,
-            BM=t.rows, BN=t.columns, STAGES=t.stages, num_warps=t.warps,
+    def layer_gradients(self, slab: Slab, p: _Backward, head_d: Tensor, ys: Tensor) -> Tensor:
+        """Gradients at W x + b of every layer, (layers, rows, h)."""
+        spec = self.spec
+        d = torch.empty_like(ys)
+        t = tiles("backward", spec.hidden, self.device)
+        self.kernels.field_backward[(slab.rows // t.rows,)](
+            head_d, _blocks(p.hidden), p.head, p.rgb, ys, d,
+            slab.scene0, slab.rows_per_scene // t.rows, slab.rows,
+            H=spec.hidden, B=BLOCK, G=spec.geometry_layers, L=spec.layers, W=spec.head_width,
+            BM=t.rows, STAGES=t.stages, num_warps=t.warps,
         )  # fmt: skip
         return d
 
     def weight_gradient(self, slab: Slab, d: Tensor, x: Tensor, gradient: Tensor, sums: Tensor | None) -> None:
-        """gradient (N, M, K) += per-scene d^T x, sums (N, M) += column sums; both may be strided over N."""
-        t = tiles("weights", self.spec.hidden)
-        m, k = d.shape[1], x.shape[1]
+        """gradient (N, layers, M, K) += per-scene d^T x, sums (N, layers, M) += column sums of d.
+
+        d (layers, rows, M), x (layers, rows, K); all may be strided but in their last dimension(s).
+        """
+        t = tiles("weights", self.spec.hidden, self.device)
+        layers, _, m = d.shape
+        k = x.shape[2]
         chunk = min(t.columns, slab.rows_per_scene)
         splits = -(-slab.rows_per_scene // chunk)
         rows = min(t.rows, m)
-        self.kernels.weight_gradient[(m // rows, slab.scenes * splits)](
-            d, x, gradient, sums, slab.rows_per_scene, slab.scene0, splits, chunk,
+        self.kernels.weight_gradient[(m // rows, slab.scenes * splits, layers)](
+            d, d, x, gradient, sums, slab.rows_per_scene, slab.scene0, splits, chunk,
             gradient.stride(0), 0 if sums is None else sums.stride(0),
+            d.stride(0), x.stride(0), gradient.stride(1), 0 if sums is None else sums.stride(1),
             M=m, K=k, SUMS=sums is not None, BM=rows, BR=64, STAGES=t.stages, num_warps=t.warps,
         )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """Shape of a kernel's work; for ``weights`` the columns are the points of one program."""
+    """Shape of a kernel's work; ``columns`` is used by ``weights`` alone: the points of one program."""
 
     rows: int
-    columns: int
     warps: int
     stages: int
-    programs: int = 1  # programs a multiprocessor
+    columns: int = 0
 
 
 _TILES = {  # fastest on an H200, see tests/benchmarks/bench_siren.py --tiles
-    ("layer", 256): Tiles(64, 256, 8, 2),
-    ("layer", 128): Tiles(64, 128, 4, 2, 3),
-    ("layer_extra", 256): Tiles(64, 256, 8, 1),
-    ("layer_extra", 128): Tiles(64, 128, 4, 2, 2),
-    ("gradient", 256): Tiles(64, 128, 8, 2),
-    ("gradient", 128): Tiles(64, 128, 4, 2, 2),
-    ("gradient_head", 256): Tiles(64, 128, 8, 2),
-    ("gradient_head", 128): Tiles(64, 128, 4, 2, 2),
-    ("weights", 256): Tiles(128, 4096, 8, 3),
-    ("weights", 128): Tiles(128, 4096, 4, 3),
+    ("forward", 256): Tiles(128, 8, 2),
+    ("forward", 128): Tiles(64, 4, 2),
+    ("save", 256): Tiles(128, 8, 2),
+    ("save", 128): Tiles(64, 4, 2),
+    ("backward", 256): Tiles(64, 4, 1),
+    ("backward", 128): Tiles(64, 4, 2),
+    ("weights", 256): Tiles(128, 8, 3, 8192),
+    ("weights", 128): Tiles(128, 8, 3, 8192),
 }
 
 
-def tiles(kernel: str, hidden: int) -> Tiles:
-    """The measured choice for a kernel and width."""
-    return _TILES[kernel, hidden]
+def tiles(kernel: str, hidden: int, device: torch.device) -> Tiles:
+    """The measured choice for a kernel and width; less prefetching where shared memory is short."""
+    choice = _TILES[kernel, hidden]
+    if device.type == "cuda" and _shared_memory(device) < 220 << 10:
+        rows = choice.rows if kernel == "weights" else 64
+        return replace(choice, rows=rows, stages=1, warps=4 if rows == 64 else choice.warps)
+    return choice
+
+
+def _shared_memory(device: torch.device) -> int:
+    """Bytes of shared memory that one block may have."""
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
 
 
 class _FilmSirenField(torch.autograd.Function):
@@ -350,7 +366,7 @@ class _FilmSirenField(torch.autograd.Function):
         points, directions, *film, grid = tensors[:7]
         assert points is not None
         out = torch.empty(points.shape[0], points.shape[1] * points.shape[2], spec.channels, device=points.device)
-        run = _Slabs(spec, _pack(spec, film, tensors[7:]), points, directions, grid)
+        run = _Slabs(spec, pack(spec, film, tensors[7:]), points, directions, grid)
         for slab in slabs(len(out), out.shape[1], FORWARD_ROWS * 256 // spec.hidden):
             run.forward(slab, out)
         ctx.spec = spec

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cuda_ops import grid_lookup
-from cuda_ops.film_siren import BACKWARD_ROWS, Spec, _pack, _Packed, _Slabs, slabs
+from cuda_ops.film_siren import BACKWARD_ROWS, Spec, _Backward, _demodulate, _Packed, _Slabs, pack, slabs
 from cuda_ops.grid_lookup import Slab
 
 TARGET = 8.0  # size that the largest gradient at a first hidden layer is brought to
@@ -28,15 +28,15 @@ class _Sums:
 
         h, e, w = spec.hidden, spec.extra_width, spec.head_width
         self.hidden = zeros(spec.layers - 1, h, h)
-        self.first, self.extra = zeros(h, e), zeros(h, e)
+        self.first, self.extra = zeros(1, h, e), zeros(1, h, e)
         self.columns = zeros(spec.layers, h)
-        self.head, self.rgb, self.head_columns = zeros(w, h), zeros(w, h), zeros(w)
+        self.head, self.rgb, self.head_columns = zeros(1, w, h), zeros(1, w, h), zeros(w)
 
 
-def gradient_scale(grad: Tensor, packed: _Packed) -> Tensor:
+def gradient_scale(grad: Tensor, weights: _Backward) -> Tensor:
     """Power of two that brings the gradients at the last layers to about TARGET, a device scalar; 1 if not finite."""
-    largest = grad.abs().amax() * torch.maximum(packed.head.abs().amax(), packed.rgb.abs().amax()).float()
-    largest = torch.maximum(largest * packed.safe_f.abs().amax(), grad.abs().amax())
+    largest = grad.abs().amax()
+    largest = torch.maximum(largest * torch.maximum(weights.head.abs().amax(), weights.rgb.abs().amax()), largest)
     scale = torch.exp2(torch.floor(torch.log2(TARGET / largest)).clamp(-100, 100))
     return torch.where(torch.isfinite(largest) & (largest > 0), scale, torch.ones_like(scale))
 
@@ -47,16 +47,17 @@ def gradients(
     """Gradients of (points, directions, film x 4, grid, weights and biases), None where not needed."""
     points, directions, *film, grid = tensors[:7]
     assert points is not None
-    packed = _pack(spec, film, tensors[7:])  # type: ignore[arg-type]
+    packed = pack(spec, film, tensors[7:])  # type: ignore[arg-type]
     run = _Slabs(spec, packed, points, directions, grid)
+    weights = _demodulate(spec, packed)
     sums = _Sums(spec, len(out), grad.device)
-    loss_scale = gradient_scale(grad, packed)
+    loss_scale = gradient_scale(grad, weights)
     unscale = 1 / loss_scale
     d_points = torch.zeros_like(run.points) if needed[0] else None
     d_directions = torch.zeros(out.shape[0], run.total, 3, device=grad.device) if needed[1] else None
     d_cells = torch.zeros_like(run.cells) if run.cells is not None and needed[6] else None
     for slab in slabs(len(out), out.shape[1], BACKWARD_ROWS * 256 // spec.hidden):
-        d_color, d_first = _slab(run, slab, grad, out, loss_scale, sums)
+        d_color, d_first = _slab(run, slab, weights, grad, out, loss_scale, sums)
         _inputs(run, slab, d_color, d_first, unscale, d_points, d_directions, d_cells)
     found: list[Tensor | None] = [None] * 7
     if d_points is not None:
@@ -78,33 +79,25 @@ def gradients(
 
 
 def _slab(
-    run: _Slabs, slab: Slab, grad: Tensor, out: Tensor, loss_scale: Tensor, sums: _Sums
+    run: _Slabs, slab: Slab, weights: _Backward, grad: Tensor, out: Tensor, loss_scale: Tensor, sums: _Sums
 ) -> tuple[Tensor | None, Tensor]:
     """Add the sums of one slab; -> d of the first colour layer and of the first layer."""
-    spec, p = run.spec, run.packed
+    spec = run.spec
     ys, extra = run.activations(slab)
     head_d = run.head_gradient(slab, grad, out, loss_scale)
+    d = run.layer_gradients(slab, weights, head_d, ys)
     last = spec.geometry_layers - 1
-    d: Tensor | None = None
-    d_color: Tensor | None = None
-    for index in range(spec.layers - 1, -1, -1):
-        at_rgb, at_head = spec.color_layers > 0 and index == spec.layers - 1, index == last
-        head = p.rgb if at_rgb else p.head if at_head else None
-        d = run.layer_gradient(slab, index, d, None if head is None else head_d, head, ys[index])
-        if at_rgb:
-            run.weight_gradient(slab, head_d, ys[index], sums.rgb, None)
-        if at_head:
-            run.weight_gradient(slab, head_d, ys[index], sums.head, sums.head_columns)
-        ys.pop()
-        if index:
-            run.weight_gradient(slab, d, ys[index - 1], sums.hidden[:, index - 1], sums.columns[:, index])
-        if index == last + 1:
-            d_color = d
-            if spec.color_extra:
-                run.weight_gradient(slab, d, extra, sums.extra, None)
-    assert d is not None
-    run.weight_gradient(slab, d, extra, sums.first, sums.columns[:, 0])
-    return d_color, d
+    if spec.layers > 1:
+        run.weight_gradient(slab, d[1:], ys[:-1], sums.hidden, sums.columns[:, 1:])
+    run.weight_gradient(slab, d[:1], extra[None], sums.first, sums.columns)
+    run.weight_gradient(slab, head_d[None], ys[last:], sums.head, None)
+    columns = head_d.unflatten(0, (slab.scenes, slab.rows_per_scene)).sum(1, dtype=torch.float32)
+    sums.head_columns[slab.scene0 : slab.scene0 + slab.scenes] += columns
+    if spec.color_layers:
+        run.weight_gradient(slab, head_d[None], ys[-1:], sums.rgb, None)
+    if spec.color_extra:
+        run.weight_gradient(slab, d[last + 1 : last + 2], extra[None], sums.extra, None)
+    return d[last + 1] if spec.color_layers else None, d[0]
 
 
 def _inputs(
@@ -125,16 +118,16 @@ def _inputs(
         rows = value.reshape(slab.scenes, slab.rows_per_scene, 3)[:, : slab.count]
         target[slab.scene0 : slab.scene0 + slab.scenes, slab.p0 : slab.p0 + slab.count] += rows
 
-    if d_directions is not None and d_color is not None and p.extra32 is not None:
-        put(d_directions, d_color.float() @ p.extra32[:, g : g + 3] * unscale)
+    if d_directions is not None and d_color is not None and p.extra is not None:
+        put(d_directions, d_color.float() @ p.extra[:, g : g + 3] * unscale)
     if d_points is not None:
-        put(d_points, d_first.float() @ p.first.t() * (unscale * spec.scale))
+        put(d_points, d_first.float() @ p.first * (unscale * spec.scale))
     if run.cells is None or (d_cells is None and d_points is None):
         return
     if spec.grid_in_geometry:
         d_grid = d_first @ p.first_full[:, :g].half()
     elif d_color is not None and p.extra is not None:
-        d_grid = d_color @ p.extra[:, :g]
+        d_grid = d_color @ p.extra[:, :g].half()
     else:
         return
     grid_lookup.scatter(run.cells, run.points, d_grid, unscale, slab, spec.scale, d_cells, d_points)
@@ -142,13 +135,14 @@ def _inputs(
 
 def _film(spec: Spec, p: _Packed, sums: _Sums, unscale: Tensor) -> list[Tensor]:
     """-> gradients of geometry frequencies and phases, colour frequencies and phases."""
-    products = torch.einsum("nlij,lij->nli", sums.hidden, p.hidden32)
-    first = torch.einsum("nij,ij->ni", sums.first, p.first_full)[:, None]
+    products = torch.einsum("nlij,lij->nli", sums.hidden, p.hidden)
+    first = torch.einsum("nlij,ij->nli", sums.first, p.first_full)
     products = torch.cat([first, products], dim=1)
-    if p.extra32 is not None:
-        products[:, spec.geometry_layers] += torch.einsum("nij,ij->ni", sums.extra, p.extra32)
-    d_f = (products + p.biases * sums.columns) / p.safe_f * unscale
-    d_p = sums.columns / p.safe_f * unscale
+    if p.extra is not None:
+        products[:, spec.geometry_layers] += torch.einsum("nlij,ij->nli", sums.extra, p.extra)[:, 0]
+    f = p.safe_frequencies
+    d_f = (products + p.biases * sums.columns) / f * unscale
+    d_p = sums.columns / f * unscale
     n = spec.geometry_layers
     return [d_f[:, :n], d_p[:, :n], d_f[:, n:], d_p[:, n:]]
 
@@ -157,8 +151,9 @@ def _weights(spec: Spec, sums: _Sums, unscale: Tensor) -> list[Tensor]:
     """-> gradients in the order of the weights: geometry, density, colour, rgb, labels; weight then bias."""
     g, n, k = spec.grid_channels, spec.geometry_layers, spec.labels
     hidden, biases = sums.hidden.sum(0) * unscale, sums.columns.sum(0) * unscale
-    first, extra = sums.first.sum(0) * unscale, sums.extra.sum(0) * unscale
-    head, rgb, head_biases = (x.sum(0) * unscale for x in (sums.head, sums.rgb, sums.head_columns))
+    first, extra = sums.first.sum((0, 1)) * unscale, sums.extra.sum((0, 1)) * unscale
+    head, rgb = sums.head.sum((0, 1)) * unscale, sums.rgb.sum((0, 1)) * unscale
+    head_biases = sums.head_columns.sum(0) * unscale
     first = (
         first[:, g + 3 : g + 6] if not spec.grid_in_geometry else torch.cat([first[:, :g], first[:, g + 3 : g + 6]], 1)
     )

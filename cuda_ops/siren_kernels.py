@@ -44,14 +44,10 @@ def sine(r):
 
 
 @triton.jit
-def activate(u, SAVE: tl.constexpr):
-    """Phase in turns -> float16 sine; with SAVE the lowest bit tells that the cosine is negative."""
-    r = reduce_turns(u)
-    y = sine(r).to(tl.float16)
-    if SAVE:
-        bits = y.to(tl.uint16, bitcast=True) & 0xFFFE
-        y = (bits | (tl.abs(r) > 0.25).to(tl.uint16)).to(tl.float16, bitcast=True)
-    return y
+def mark(y, r):
+    """float16 sine -> the same with its lowest bit telling that the cosine is negative."""
+    bits = y.to(tl.uint16, bitcast=True) & 0xFFFE
+    return (bits | (tl.abs(r) > 0.25).to(tl.uint16)).to(tl.float16, bitcast=True)
 
 
 @triton.jit
@@ -64,88 +60,130 @@ def cosine(y):
 
 
 @triton.jit
-def first_layer(
-    points, features, weight, feature_weight, film_f, film_p, y,
-    p_total, p0, count, scene0, tiles_per_scene, film_stride, scale,
-    H: tl.constexpr, C: tl.constexpr, SAVE: tl.constexpr, BM: tl.constexpr,
+def _first(
+    px, py, pz, features, rows, weight, feature_weight, phase, n,
+    H: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    """y = sin of the first layer, all in float32: 3 coordinates and, for C > 0, C grid features.
-
-    points (N, p_total, 3) float32, features (rows, C) float32, weight (3, H), feature_weight (C, H).
-    """
-    tile = tl.program_id(0)
-    scene = scene0 + tile // tiles_per_scene
-    i = (tile % tiles_per_scene) * BM + tl.arange(0, BM)
-    n = tl.arange(0, H)
-    at = points + (scene.to(tl.int64) * p_total + p0 + tl.minimum(i, count - 1)) * 3
-    acc = (tl.load(at) * scale)[:, None] * tl.load(weight + n)[None, :]
-    acc += (tl.load(at + 1) * scale)[:, None] * tl.load(weight + H + n)[None, :]
-    acc += (tl.load(at + 2) * scale)[:, None] * tl.load(weight + 2 * H + n)[None, :]
-    rows = tile * BM + tl.arange(0, BM)
+    """Phase of the first layer for the columns ``n``, all in float32."""
+    acc = px[:, None] * tl.load(weight + n)[None, :] + tl.load(phase + n)[None, :]
+    acc += py[:, None] * tl.load(weight + H + n)[None, :]
+    acc += pz[:, None] * tl.load(weight + 2 * H + n)[None, :]
     if C > 0:
         c = tl.arange(0, C)
         e = tl.load(features + rows[:, None] * C + c[None, :])
         acc = tl.dot(e, tl.load(feature_weight + c[:, None] * H + n[None, :]), acc, input_precision="tf32x3")
-    f = tl.load(film_f + scene * film_stride + n)
-    p = tl.load(film_p + scene * film_stride + n)
-    out = y + rows.to(tl.int64)[:, None] * H + n[None, :]
-    tl.store(out, activate(acc * f[None, :] + p[None, :], SAVE))
+    return acc
 
 
 @triton.jit
-def film_layer(
-    x, weight, extra, extra_weight, film_f, film_p, y,
-    n_tiles, tiles_per_scene, scene0, film_stride,
-    H: tl.constexpr, E: tl.constexpr, SAVE: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
-    """y = sin(F * (x W^T [+ extra We^T]) + P): the weight stays on chip, tiles of rows stream past it.
+def _head(y0, y1, weight, bias, H: tl.constexpr, B: tl.constexpr, W: tl.constexpr):
+    """(BM, h) in blocks of B columns times weight^T (h, W), and bias."""
+    c = tl.arange(0, W)
+    k = tl.arange(0, B)
+    at = weight + c[None, :] * H + k[:, None]
+    acc = tl.dot(y0, tl.load(at))
+    if H > B:
+        acc = tl.dot(y1, tl.load(at + B), acc)
+    return acc + tl.load(bias + c)[None, :]
 
-    x, y (rows, H) float16; weight (H out, H in) float16; extra (rows, E) float16; extra_weight (H, E).
-    """
-    k = tl.arange(0, H)
-    n = tl.program_id(1) * BN + tl.arange(0, BN)
-    w = tl.load(weight + n[None, :] * H + k[:, None])
-    if E > 0:
-        e_at = tl.arange(0, E)
-        we = tl.load(extra_weight + n[None, :] * E + e_at[:, None])
-    for tile in tl.range(tl.program_id(0), n_tiles, tl.num_programs(0), num_stages=STAGES):
-        rows = (tile * BM + tl.arange(0, BM)).to(tl.int64)
-        acc = tl.dot(tl.load(x + rows[:, None] * H + k[None, :]), w)
+
+@triton.jit
+def _layers(
+    y0, y1, hidden, block, phase, extra, extra_weight, ys, rows, n_rows, start, stop,
+    H: tl.constexpr, B: tl.constexpr, E: tl.constexpr, SAVE: tl.constexpr, BM: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Layers start .. stop - 1 in blocks of B columns; for E > 0 the first of them also sees ``extra``."""
+    HALVES: tl.constexpr = H // B
+    n = tl.arange(0, B)
+    kept = y0  # the first block of columns of a layer waits here for the second
+    for step in tl.range(start * HALVES, stop * HALVES, num_stages=STAGES):
+        layer = step // HALVES
+        half = step % HALVES
+        column = half * B + n
+        w = (block + layer - 1) * H + half * B
+        p = tl.load(phase + layer * H + column)
+        acc = tl.dot(y0, hidden.load([w, 0]).T, tl.broadcast_to(p[None, :], (BM, B)))
+        if HALVES == 2:
+            acc = tl.dot(y1, hidden.load([w, B]).T, acc)
         if E > 0:
-            acc = tl.dot(tl.load(extra + rows[:, None] * E + e_at[None, :]), we, acc)
-        at = (scene0 + tile // tiles_per_scene) * film_stride + n
-        f = tl.load(film_f + at)
-        p = tl.load(film_p + at)
-        tl.store(y + rows[:, None] * H + n[None, :], activate(acc * f[None, :] + p[None, :], SAVE))
+            if layer == start:
+                e = tl.arange(0, E)
+                side = tl.load(extra + rows[:, None] * E + e[None, :])
+                acc = tl.dot(side, tl.load(extra_weight + column[None, :] * E + e[:, None]), acc)
+        r = reduce_turns(acc)
+        z = sine(r).to(tl.float16)
+        if SAVE:
+            tl.store(ys + (layer.to(tl.int64) * n_rows + rows)[:, None] * H + column[None, :], mark(z, r))
+        if HALVES == 2:
+            y0 = tl.where(half == 1, kept, y0)
+            y1 = tl.where(half == 1, z, y1)
+            kept = z
+        else:
+            y0 = z
+    return y0, y1
 
 
 @triton.jit
-def heads(
-    feature, hidden, weight, rgb_weight, bias, out,
-    p_total, p0, count, scene0, tiles_per_scene,
-    H: tl.constexpr, W: tl.constexpr, OC: tl.constexpr, RGB: tl.constexpr, BM: tl.constexpr,
+def field_forward(
+    points, features, extra, first, feature_weight, hidden, extra_weight, phases,
+    head, rgb_head, bias, ys, out,
+    p_total, p0, count, scene0, tiles_per_scene, n_rows, scale,
+    H: tl.constexpr, B: tl.constexpr, G: tl.constexpr, L: tl.constexpr, C: tl.constexpr, E: tl.constexpr,
+    W: tl.constexpr, OC: tl.constexpr, RGB: tl.constexpr, SAVE: tl.constexpr,
+    BM: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """out (N, p_total, OC) float32 = feature head + colour head; sigmoid on the columns RGB .. RGB + 2.
+    """The whole field for BM points: activations stay in registers, weight blocks stream from the L2 cache.
 
-    weight, rgb_weight (W, H) float16 with zero rows where the other head writes; RGB < 0: density only.
+    G geometry layers, L layers in all; columns are computed in H / B blocks (one or two). With SAVE the
+    marked activations of every layer go to ys (L, n_rows, H) and no output is written; else ``out``
+    (N, p_total, OC) float32. points (N, p_total, 3) float32; features (rows, C) float32 for a grid in the
+    geometry branch; extra (rows, E) float16 for the first colour layer. The parameters carry the
+    frequencies of their scene: first (N, 3, H), feature_weight (N, C, H), phases (N, L, H) float32; hidden
+    (N, L - 1, H out, H in) as a descriptor of (rows, H) in blocks (B, B), extra_weight (N, H, E) float16.
+    head and rgb_head (W, H) float16.
     """
     tile = tl.program_id(0)
-    scene = scene0 + tile // tiles_per_scene
-    rows = (tile * BM + tl.arange(0, BM)).to(tl.int64)
-    k = tl.arange(0, H)
-    c = tl.arange(0, W)
-    acc = tl.dot(tl.load(feature + rows[:, None] * H + k[None, :]), tl.load(weight + c[None, :] * H + k[:, None]))
-    if RGB >= 0:
-        h = tl.load(hidden + rows[:, None] * H + k[None, :])
-        acc = tl.dot(h, tl.load(rgb_weight + c[None, :] * H + k[:, None]), acc)
-    acc += tl.load(bias + c)[None, :]
-    if RGB >= 0:
-        is_rgb = (c >= RGB) & (c < RGB + 3)
-        acc = tl.where(is_rgb[None, :], 1.0 / (1.0 + tl.exp(-acc)), acc)
+    scene = (scene0 + tile // tiles_per_scene).to(tl.int64)
     i = (tile % tiles_per_scene) * BM + tl.arange(0, BM)
-    at = out + (scene.to(tl.int64) * p_total + p0 + i)[:, None] * OC + c[None, :]
-    tl.store(at, acc, mask=(i < count)[:, None] & (c < OC)[None, :])
+    rows = (tile * BM + tl.arange(0, BM)).to(tl.int64)
+    n = tl.arange(0, B)
+    at = points + (scene * p_total + p0 + tl.minimum(i, count - 1)) * 3
+    px, py, pz = tl.load(at) * scale, tl.load(at + 1) * scale, tl.load(at + 2) * scale
+    first += scene * 3 * H
+    phases += scene * L * H
+    block = (scene0 + tile // tiles_per_scene) * (L - 1)
+    if C > 0:
+        feature_weight += scene * C * H
+    if E > 0:
+        extra_weight += scene * H * E
+
+    r = reduce_turns(_first(px, py, pz, features, rows, first, feature_weight, phases, n, H, C))
+    y0 = sine(r).to(tl.float16)
+    y1 = y0
+    if SAVE:
+        tl.store(ys + rows[:, None] * H + n[None, :], mark(y0, r))
+    if H > B:
+        r = reduce_turns(_first(px, py, pz, features, rows, first, feature_weight, phases, B + n, H, C))
+        y1 = sine(r).to(tl.float16)
+        if SAVE:
+            tl.store(ys + rows[:, None] * H + B + n[None, :], mark(y1, r))
+    y0, y1 = _layers(
+        y0, y1, hidden, block, phases, extra, extra_weight, ys, rows, n_rows, 1, G, H, B, 0, SAVE, BM, STAGES
+    )
+    if not SAVE:
+        c = tl.arange(0, W)
+        to = out + (scene * p_total + p0 + i)[:, None] * OC + c[None, :]
+        is_rgb = (c >= RGB) & (c < RGB + 3) & (RGB >= 0)
+        mask = (i < count)[:, None] & ((c < OC) & ~is_rgb)[None, :]
+        tl.store(to, _head(y0, y1, head, bias, H, B, W), mask=mask)
+    y0, y1 = _layers(
+        y0, y1, hidden, block, phases, extra, extra_weight, ys, rows, n_rows, G, L, H, B, E, SAVE, BM, STAGES
+    )
+    if RGB >= 0 and not SAVE:
+        c = tl.arange(0, W)
+        to = out + (scene * p_total + p0 + i)[:, None] * OC + c[None, :]
+        mask = (i < count)[:, None] & ((c >= RGB) & (c < RGB + 3))[None, :]
+        tl.store(to, 1.0 / (1.0 + tl.exp(-_head(y0, y1, rgb_head, bias, H, B, W))), mask=mask)
 
 
 @triton.jit
@@ -171,62 +209,95 @@ def head_gradient(
 
 
 @triton.jit
-def layer_gradient(
-    above, weight, head_d, head_weight, y, film_f, d,
-    n_tiles, tiles_per_scene, scene0, film_stride,
-    H: tl.constexpr, ABOVE: tl.constexpr, W: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, STAGES: tl.constexpr,
+def field_backward(
+    head_d, hidden, head, rgb_head, ys, d,
+    scene0, tiles_per_scene, n_rows,
+    H: tl.constexpr, B: tl.constexpr, G: tl.constexpr, L: tl.constexpr, W: tl.constexpr,
+    BM: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """d = f * cos(phase) * (above W [+ head_d Wh]): gradient at x W^T of the layer whose output is y.
+    """d (L, n_rows, H) float16 = f * cos(phase) * dL/dy of every layer, from the last to the first.
 
-    above, y, d (rows, H) float16; weight (H out, H in) of the layer above; head_weight (W, H); ABOVE or W > 0.
+    head_d (n_rows, W): gradients at the heads; ys (L, n_rows, H): marked activations. Columns of the weights
+    carry the frequency of the layer below: hidden (N, L - 1, H, H) as a descriptor like that of the forward,
+    head and rgb_head (N, W, H).
     """
-    k = tl.arange(0, H)
-    n = tl.program_id(1) * BN + tl.arange(0, BN)
-    if ABOVE:
-        w = tl.load(weight + k[:, None] * H + n[None, :])
-    if W > 0:
-        c = tl.arange(0, W)
-        wh = tl.load(head_weight + c[:, None] * H + n[None, :])
-    for tile in tl.range(tl.program_id(0), n_tiles, tl.num_programs(0), num_stages=STAGES):
-        rows = (tile * BM + tl.arange(0, BM)).to(tl.int64)
-        here = rows[:, None] * H + n[None, :]
-        v = tl.load(y + here)
-        if ABOVE:
-            g = tl.dot(tl.load(above + rows[:, None] * H + k[None, :]), w)
-            if W > 0:
-                g = tl.dot(tl.load(head_d + rows[:, None] * W + c[None, :]), wh, g)
+    HALVES: tl.constexpr = H // B
+    tile = tl.program_id(0)
+    scene = (scene0 + tile // tiles_per_scene).to(tl.int64)
+    rows = (tile * BM + tl.arange(0, BM)).to(tl.int64)
+    n = tl.arange(0, B)
+    c = tl.arange(0, W)
+    head += scene * W * H
+    block = (scene0 + tile // tiles_per_scene) * (L - 1)
+    top = head
+    if L > G:
+        top = rgb_head + scene * W * H
+    h = tl.load(head_d + rows[:, None] * W + c[None, :])
+    here = ((L - 1) * n_rows.to(tl.int64) + rows)[:, None] * H + n[None, :]
+    g = tl.dot(h, tl.load(top + c[:, None] * H + n[None, :]))
+    d0 = (g * cosine(tl.load(ys + here))).to(tl.float16)
+    tl.store(d + here, d0)
+    d1 = d0
+    if HALVES == 2:
+        g = tl.dot(h, tl.load(top + c[:, None] * H + B + n[None, :]))
+        d1 = (g * cosine(tl.load(ys + here + B))).to(tl.float16)
+        tl.store(d + here + B, d1)
+    kept = d0
+    for step in tl.range(0, (L - 1) * HALVES, num_stages=STAGES):
+        layer = L - 2 - step // HALVES
+        half = step % HALVES
+        column = half * B + n
+        here = (layer.to(tl.int64) * n_rows + rows)[:, None] * H + column[None, :]
+        w = (block + layer) * H
+        acc = tl.dot(d0, hidden.load([w, half * B]))
+        if HALVES == 2:
+            acc = tl.dot(d1, hidden.load([w + B, half * B]), acc)
+        if L > G:
+            if layer == G - 1:
+                side = tl.load(head_d + rows[:, None] * W + c[None, :])
+                acc = tl.dot(side, tl.load(head + c[:, None] * H + column[None, :]), acc)
+        v = tl.zeros((BM, B), dtype=tl.float16)
+        if n_rows > 0:  # always: a load under a condition stays out of the pipeline, whose buffers are full
+            v = tl.load(ys + here)
+        z = (acc * cosine(v)).to(tl.float16)
+        tl.store(d + here, z)
+        if HALVES == 2:
+            d0 = tl.where(half == 1, kept, d0)
+            d1 = tl.where(half == 1, z, d1)
+            kept = z
         else:
-            g = tl.dot(tl.load(head_d + rows[:, None] * W + c[None, :]), wh)
-        f = tl.load(film_f + (scene0 + tile // tiles_per_scene) * film_stride + n)
-        tl.store(d + here, (g * cosine(v) * f[None, :]).to(tl.float16))
+            d0 = z
 
 
 @triton.jit
 def weight_gradient(
-    d, x, gradient, sums,
-    rows_per_scene, scene0, splits, chunk, g_stride, s_stride,
+    d, again, x, gradient, sums,
+    rows_per_scene, scene0, splits, chunk, g_stride, s_stride, d_layer, x_layer, g_layer, s_layer,
     M: tl.constexpr, K: tl.constexpr, SUMS: tl.constexpr, BM: tl.constexpr, BR: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """gradient[scene] (M, K) += d^T x and, with SUMS, sums[scene] (M) += column sums of d, over the rows of a scene.
 
-    d (rows, M), x (rows, K) float16; gradient and sums float32, ``g_stride`` and ``s_stride`` apart a scene.
+    d (rows, M), x (rows, K) float16; gradient and sums float32, ``g_stride`` and ``s_stride`` apart a scene;
+    program axis 2 counts layers, ``*_layer`` apart. The column sums are a product with ones (sixteen equal columns)
+    of ``again``, which is d: one block of the pipeline for two uses raced (Triton 3.6, seen on Hopper).
     """
+    layer = tl.program_id(2).to(tl.int64)
     m = tl.program_id(0) * BM + tl.arange(0, BM)
     k = tl.arange(0, K)
     local = tl.program_id(1) // splits
     start = (tl.program_id(1) % splits) * chunk
     stop = tl.minimum(start + chunk, rows_per_scene)
     acc = tl.zeros((BM, K), dtype=tl.float32)
-    total = tl.zeros((BR, BM), dtype=tl.float32)
+    total = tl.zeros((BM, 16), dtype=tl.float32)
+    ones = tl.full((BR, 16), 1.0, dtype=tl.float16)
     for r in tl.range(start, stop, BR, num_stages=STAGES):
         rows = local.to(tl.int64) * rows_per_scene + r + tl.arange(0, BR)
-        a = tl.load(d + rows[:, None] * M + m[None, :])
-        b = tl.load(x + rows[:, None] * K + k[None, :])
-        acc = tl.dot(tl.trans(a), b, acc)
+        at = layer * d_layer + rows[:, None] * M + m[None, :]
+        acc = tl.dot(tl.trans(tl.load(d + at)), tl.load(x + layer * x_layer + rows[:, None] * K + k[None, :]), acc)
         if SUMS:
-            total += a.to(tl.float32)
+            total = tl.dot(tl.trans(tl.load(again + at)), ones, total)
     scene = (scene0 + local).to(tl.int64)
-    tl.atomic_add(gradient + scene * g_stride + m[:, None] * K + k[None, :], acc, sem="relaxed")
+    to = gradient + scene * g_stride + layer * g_layer
+    tl.atomic_add(to + m[:, None] * K + k[None, :], acc, sem="relaxed")
     if SUMS:
-        tl.atomic_add(sums + scene * s_stride + m, tl.sum(total, axis=0), sem="relaxed")
+        tl.atomic_add(sums + scene * s_stride + layer * s_layer + m, tl.max(total, axis=1), sem="relaxed")

@@ -128,7 +128,7 @@ def relative(a: Tensor, b: Tensor) -> float:
     return float((a.detach().double() - b.detach().double()).norm() / b.detach().double().norm())
 
 
-def errors(case: str, device: str) -> dict[str, float]:
+def errors(case: str, device: str) -> dict:
     """Relative L2 errors of the fused field against the plain float32 one on a part of the case's rays."""
     field, points, directions, film = make(case, device)
     points, directions = points[:2, :512].contiguous(), directions[:2, :512].contiguous()
@@ -148,7 +148,7 @@ def errors(case: str, device: str) -> dict[str, float]:
     result = {"sigma": relative(a[0], b[0]), "channels": relative(a[1], b[1]), "density": relative(a[3], b[3])}
     per_tensor = {name: relative(x, y) for name, x, y in zip(names, a[2], b[2], strict=True)}
     worst = max(per_tensor, key=per_tensor.__getitem__)
-    result |= {"worst_gradient": per_tensor[worst], "worst_gradient_is": worst}
+    result |= {"worst_gradient": per_tensor[worst], "worst_gradient_is": worst, "gradients": per_tensor}
     return result
 
 
@@ -199,81 +199,59 @@ def tune(case: str) -> None:
     T = film_siren.Tiles
     field, points, directions, film = make(case, "cuda")
     h = field.config.hidden
-    wide = {
-        "layer": [
-            T(64, 256, 8, 2),
-            T(128, 256, 8, 1),
-            T(64, 256, 8, 1),
-            T(64, 128, 4, 1, 2),
-            T(64, 128, 8, 1, 2),
-            T(64, 128, 4, 2),
-        ],
-        "layer_extra": [T(64, 256, 8, 1), T(64, 128, 8, 2), T(64, 128, 4, 1, 2)],
-        "gradient": [T(64, 256, 8, 1), T(64, 128, 4, 1, 2), T(64, 128, 8, 1, 2), T(64, 128, 8, 2)],
-        "gradient_head": [T(64, 256, 8, 1), T(64, 128, 4, 1, 2), T(64, 128, 8, 2)],
-        "weights": [T(128, 4096, 8, 3), T(128, 4096, 8, 4), T(128, 2048, 8, 3), T(128, 8192, 8, 3)],
-    }
-    slim = {
-        "layer": [
-            T(64, 128, 4, 2, 3),
-            T(128, 128, 8, 1, 2),
-            T(128, 128, 4, 2, 2),
-            T(64, 128, 4, 1, 4),
-            T(128, 128, 8, 2),
-        ],
-        "layer_extra": [T(64, 128, 4, 2, 2), T(64, 128, 4, 1, 3), T(128, 128, 8, 1, 2)],
-        "gradient": [T(64, 128, 4, 2, 2), T(64, 128, 4, 1, 3), T(128, 128, 8, 1, 2)],
-        "gradient_head": [T(64, 128, 4, 2, 2), T(64, 128, 4, 1, 3)],
-        "weights": [T(128, 4096, 4, 3), T(128, 4096, 8, 3), T(128, 2048, 8, 4)],
-    }
+    shapes = [T(128, 8, 2), T(128, 8, 1), T(64, 4, 1), T(64, 8, 1), T(64, 4, 2)]
+    candidates = {"forward": shapes, "save": shapes, "backward": shapes}
+    if h == 256:
+        candidates["weights"] = [T(128, 8, 3, 4096), T(128, 8, 2, 4096), T(128, 8, 3, 8192), T(128, 8, 3, 16384)]
+    else:
+        candidates["weights"] = [T(128, 4, 3, 4096), T(128, 8, 3, 4096), T(128, 8, 3, 8192), T(128, 8, 2, 4096)]
     spec = film_siren.Spec(h, 8, 3, 18, True, 32, False, 2 / 0.24)
     weights = [x for x in field.parameters() if x.ndim < 5]
     weights = weights[: -2 * len(field.labels)] + [torch.randn(18, h, device="cuda"), torch.randn(18, device="cuda")]
-    run = film_siren._Slabs(spec, film_siren._pack(spec, film.tensors(), weights), points, directions, field.grid)
+    packed = film_siren.pack(spec, film.tensors(), weights)
+    run = film_siren._Slabs(spec, packed, points, directions, field.grid)
     slab = next(film_siren.slabs(len(points), points.shape[1] * points.shape[2], film_siren.BACKWARD_ROWS * 256 // h))
     ys, extra = run.activations(slab)
     scale = torch.ones((), device="cuda")
     out = torch.zeros(len(points), run.total, 22, device="cuda")
     head_d = run.head_gradient(slab, torch.randn_like(out), out, scale)
-    d = run.layer_gradient(slab, 9, ys[5], None, None, ys[9])
-    g, sums = torch.zeros(len(points), h, h, device="cuda"), torch.zeros(len(points), h, device="cuda")
-    works = {
-        "layer": lambda: run.layer(slab, 4, ys[3], None, True, d),
-        "layer_extra": lambda: run.layer(slab, 8, ys[7], extra, True, d),
-        "gradient": lambda: run.layer_gradient(slab, 4, ys[5], None, None, ys[4]),
-        "gradient_head": lambda: run.layer_gradient(slab, 7, ys[5], head_d, run.packed.head, ys[7]),
-        "weights": lambda: run.weight_gradient(slab, d, ys[4], g, sums),
+    below = film_siren._demodulate(spec, packed)
+    d = run.layer_gradients(slab, below, head_d, ys)
+    sums = torch.zeros(len(points), 11, h, device="cuda")
+
+    def buffer(*shape: int) -> Tensor:
+        return torch.zeros(len(points), *shape, device="cuda")
+
+    big, small, narrow = buffer(10, h, h), buffer(1, h, 64), buffer(1, 32, h)
+    cells = torch.zeros_like(run.cells)
+    d_grid = d[0][:, :32].contiguous()
+    works: dict[str, tuple[Callable, int]] = {  # and the products of width h x h
+        "forward": (lambda: run.forward(slab, out), 10),
+        "save": (lambda: run.activations(slab), 10),
+        "backward": (lambda: run.layer_gradients(slab, below, head_d, ys), 10),
+        "weights": (lambda: run.weight_gradient(slab, d[1:], ys[:-1], big, sums), 10),
+        "extras": (lambda: run.extras(slab, True, False), 0),
+        "head_gradient": (lambda: run.head_gradient(slab, out, out, scale), 0),
+        "weights_extra": (lambda: run.weight_gradient(slab, d[:1], extra[None], small, None), 0),
+        "weights_head": (lambda: run.weight_gradient(slab, head_d[None], ys[4:], narrow, None), 0),
+        "scatter": (
+            lambda: film_siren.grid_lookup.scatter(run.cells, run.points, d_grid, scale, slab, spec.scale, cells, None),
+            0,
+        ),
     }
-    for kernel, candidates in (wide if h == 256 else slim).items():
-        kept = film_siren._TILES[kernel, h]
-        for t in candidates:
-            film_siren._TILES[kernel, h] = t
+    for kernel, (work, products) in works.items():
+        kept = film_siren._TILES.get((kernel, h))
+        for t in candidates.get(kernel, [None]):
+            if t is not None:
+                film_siren._TILES[kernel, h] = t
             try:
-                ms, _ = milliseconds(works[kernel], 0.05)
-                print(
-                    f"{case} {kernel:14s} {t}: {ms:.3f} ms = {slab.rows * h * h * 2 / ms / 1e9:.0f} TFLOP/s", flush=True
-                )
+                ms, _ = milliseconds(work, 0.1)
+                rate = slab.rows * h * h * 2 * products / ms / 1e9
+                print(f"{case} {kernel:14s} {t}: {ms:.3f} ms, {slab.rows} rows, {rate:.0f} TFLOP/s", flush=True)
             except Exception as error:  # noqa: BLE001 - a shape that does not fit is an answer too
                 print(f"{case} {kernel:14s} {t}: {type(error).__name__} {str(error)[:80]}", flush=True)
-        film_siren._TILES[kernel, h] = kept
-    small = {
-        "first": lambda: run.first(slab, None, True, d),
-        "extras": lambda: run.extras(slab, True, False),
-        "heads": lambda: run.heads(slab, ys[7], ys[10], out),
-        "head_gradient": lambda: run.head_gradient(slab, out, out, scale),
-        "top": lambda: run.layer_gradient(slab, 10, None, head_d, run.packed.rgb, ys[10]),
-        "weights_extra": lambda: run.weight_gradient(
-            slab, d, extra, torch.zeros(len(points), h, 64, device="cuda"), None
-        ),
-        "weights_head": lambda: run.weight_gradient(
-            slab, head_d, ys[4], torch.zeros(len(points), 32, h, device="cuda"), None
-        ),
-        "scatter": lambda: film_siren.grid_lookup.scatter(
-            run.cells, run.points, d[:, :32].contiguous(), scale, slab, spec.scale, torch.zeros_like(run.cells), None
-        ),
-    }
-    for name, work in small.items():
-        print(f"{case} {name:14s} {milliseconds(work, 0.05)[0]:.3f} ms a slab of {slab.rows} rows", flush=True)
+        if kept is not None:
+            film_siren._TILES[kernel, h] = kept
 
 
 def commit() -> str:
@@ -290,6 +268,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the results here as JSON")
     parser.add_argument("--only", default=",".join(implementations()), help="implementations, comma separated")
     parser.add_argument("--case", default="128px,64px_slim,32px", help="cases, comma separated")
+    parser.add_argument("--append", action="store_true", help="keep the rows that --out holds; errors are not measured")
     parser.add_argument("--tiles", action="store_true", help="time tile shapes instead")
     args = parser.parse_args()
     if not torch.cuda.is_available():
@@ -299,17 +278,25 @@ def main() -> None:
         for case in cases:
             tune(case)
         return
-    import triton
-
-    rows = []
+    rows = json.loads(args.out.read_text())["results"] if args.append else []
     for case in cases:
-        error = errors(case, "cuda")
-        print(case, "errors against fp32:", json.dumps(error), flush=True)
-        rows.append({"case": case, "errors": error})
+        if not args.append:
+            error = errors(case, "cuda")
+            error["gradients"] = {name: round(value, 5) for name, value in error["gradients"].items()}
+            rows.append({"case": case, "errors": error})
+            print(json.dumps(rows[-1]), flush=True)
         for name in args.only.split(","):
             rows.append(measure(case, name))
             print(json.dumps(rows[-1]), flush=True)
             torch.cuda.empty_cache()
+            if args.out is not None:
+                write(args.out, rows)
+
+
+def write(path: Path, rows: list[dict]) -> None:
+    """Write the results and what they were measured on."""
+    import triton
+
     result = {
         "benchmark": "siren",
         "device": torch.cuda.get_device_name(),
@@ -318,15 +305,21 @@ def main() -> None:
         "commit": commit(),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "cases": {
-            c: {"scenes": CASES[c][0], "rays": CASES[c][1], "samples": CASES[c][2], "hidden": CASES[c][3].hidden}
-            for c in cases
+            name: {
+                "scenes": n,
+                "rays": rays,
+                "samples": samples,
+                "hidden": config.hidden,
+                "layers": 8 + config.color_layers,
+            }
+            for name, (n, rays, samples, config) in CASES.items()
+            if any(row["case"] == name for row in rows)
         },
         "results": rows,
     }
-    if args.out is not None:
-        temporary = args.out.with_suffix(".tmp")
-        temporary.write_text(json.dumps(result, indent=1) + "\n")
-        os.replace(temporary, args.out)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(result, indent=1) + "\n")
+    os.replace(temporary, path)
 
 
 if __name__ == "__main__":
