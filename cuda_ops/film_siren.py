@@ -33,6 +33,7 @@ BLOCK = 128  # columns of a layer computed at once
 PAD = 128  # rows of a scene in a slab are padded to a multiple of this
 FORWARD_ROWS, BACKWARD_ROWS = 1 << 19, 1 << 18  # rows of a slab at width 256
 SMALL_FREQUENCY = 2.0**-6
+SHARED_MEMORY = {128: 90 << 10, 256: 140 << 10}  # bytes a block needs with the least prefetching
 
 
 @dataclass(frozen=True)
@@ -384,12 +385,14 @@ class _FilmSirenField(torch.autograd.Function):
         return None, *found
 
 
-def problem(spec: Spec, grid: Tensor | None) -> str | None:
-    """Why the kernels do not support this field, or None."""
+def problem(spec: Spec, grid: Tensor | None, device: torch.device) -> str | None:
+    """Why the kernels do not support this field on this device, or None."""
     if spec.hidden not in WIDTHS:
         return f"the hidden width is {spec.hidden}, the kernels take {WIDTHS}"
     if spec.head_width > 64:
         return f"there are {spec.labels} labels, the kernels take at most 60"
+    if device.type == "cuda" and _shared_memory(device) < SHARED_MEMORY[spec.hidden]:
+        return f"the GPU has too little shared memory for a hidden width of {spec.hidden}"
     return None if grid is None else grid_lookup.problem(grid)
 
 
@@ -454,7 +457,10 @@ def film_siren_field(
         RuntimeError: FACELAB_OPS demands a kernel that cannot run, or (in backward) create_graph=True.
     """
     spec = _spec(points, directions, film, grid, geometry, color, labels, scale, grid_in_geometry)
-    if dispatch.choose("film_siren_field", points.device, problem(spec, grid)) == "reference" or points.numel() == 0:
+    if (
+        dispatch.choose("film_siren_field", points.device, problem(spec, grid, points.device)) == "reference"
+        or points.numel() == 0
+    ):
         with torch.autocast(points.device.type, enabled=False):
             return reference.film_siren_field(
                 points, directions, film, grid, geometry, sigma, color, rgb, labels, scale, grid_in_geometry
