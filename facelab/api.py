@@ -10,6 +10,7 @@ torch.Size([1, 3, 64, 64])
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,10 @@ from facelab.cameras import Camera
 from facelab.config import from_dict, to_dict
 from facelab.deviations import Deviation, active
 from facelab.draws import Draws
-from facelab.errors import UserError
+from facelab.errors import UserError, nearest
 from facelab.generator import Codes, GeneratorOutput, Scene, fill_output
 from facelab.methods import load_method
+from facelab.rendering.background import FILL_VALUES
 from facelab.rendering.settings import RenderSettings
 
 PICKLES = (".pth", ".pt", ".pkl", ".ckpt", ".tar")
@@ -120,6 +122,16 @@ class FaceModel:
     def deviations(self) -> list[Deviation]:
         """Where this model's configuration differs from the original program by default."""
         return active(self._method.deviations, self.config.reference)
+
+    def filled_with(self, color: str) -> FaceModel:
+        """The same model with another colour in empty rays: black, white, grey or light_grey. UserError otherwise."""
+        if not hasattr(self.config.render, "fill_color"):
+            raise UserError(f"a {self.method} model leaves empty rays as they are, so it takes no fill colour")
+        if color not in FILL_VALUES:
+            known = ", ".join(FILL_VALUES)
+            raise UserError(f"unknown fill colour {color!r}, expected one of {known}.{nearest(color, FILL_VALUES)}")
+        config = dataclasses.replace(self.config, render=dataclasses.replace(self.config.render, fill_color=color))
+        return FaceModel(self._method, self.generator, config, self.meta, self.path)
 
     def latents(self, seed: int | Iterable[int]) -> dict[str, Tensor]:
         """Latent codes of one or more seeds, the same on every device.

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from facelab.cli.common import friendly
+from facelab.cli.common import OneLineCommand, friendly
 from facelab.errors import UserError
 
 MB = 1_000_000
@@ -19,7 +19,7 @@ LICENCE = (
 )
 
 
-@click.command("model_card")
+@click.command("model_card", cls=OneLineCommand)
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--metrics", type=click.Path(path_type=Path), default=None, help="JSON of compute_metrics.")
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="[default: MODEL with the ending .md]")

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,30 @@ class OneLineCommand(click.Command):
     """A command that says what is wrong with its options in one line, like every other error."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
-        try:
+        with one_line_usage():
             return super().make_context(*args, **kwargs)
-        except click.UsageError as error:
-            click.echo(f"error: {' '.join(error.format_message().split()).rstrip('.')}; see --help", err=True)
-            raise click.exceptions.Exit(2) from error
+
+
+class OneLineGroup(OneLineCommand, click.Group):
+    """The same for a command with subcommands."""
+
+    command_class = OneLineCommand
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        with one_line_usage():
+            return super().resolve_command(ctx, args)
+
+
+@contextlib.contextmanager
+def one_line_usage() -> Iterator[None]:
+    """Print click's complaint about the command line as ``error: ...`` and leave with status 2."""
+    try:
+        yield
+    except click.UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # a group without a subcommand shows its help
+            raise
+        click.echo(f"error: {' '.join(error.format_message().split()).rstrip('.')}; see --help", err=True)
+        raise click.exceptions.Exit(2) from error
 
 
 def friendly(function: Command) -> Command:
@@ -105,6 +125,9 @@ def quality_options(function: Command) -> Command:
             show_default=True,
             help="Factor on the samples per ray of training.",
         ),
+        click.option(
+            "--fill-color", default=None, help="Empty rays: black, white, grey, light_grey. [default: as trained]"
+        ),
         click.option("--lock-view-dependence", is_flag=True, help="Colour as seen from the front, from everywhere."),
         click.option(
             "--max-points",
@@ -155,11 +178,12 @@ def pick_device(name: str) -> str:
     return name
 
 
-def open_model(path: Path, device: str, weights: str | None = None) -> Any:
+def open_model(path: Path, device: str, weights: str | None = None, fill_color: str | None = None) -> Any:
     """facelab.load with the device name resolved."""
     import facelab
 
-    return facelab.load(path, pick_device(device), weights)
+    model = facelab.load(path, pick_device(device), weights)
+    return model if fill_color is None else model.filled_with(fill_color)
 
 
 def sized_settings(model: Any, image_size: int | None, steps: int, lock: bool, max_points: int) -> Any:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from facelab.cli.common import friendly
+from facelab.cli.common import OneLineCommand, friendly
 from facelab.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ MB = 1_000_000
 PER_TENSOR = 160  # bytes of a safetensors header for each tensor: name, shape, offsets
 
 
-@click.command("export_model")
+@click.command("export_model", cls=OneLineCommand)
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--dtype", type=click.Choice(DTYPES), default="fp16", show_default=True, help="Of the weights.")

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from facelab.cli.common import device_option, friendly, open_model, pick_device
+from facelab.cli.common import OneLineCommand, device_option, friendly, open_model, pick_device
 from facelab.cli.measure import OF_PICTURES, Bar, Request, Session
 from facelab.errors import UserError, nearest
 
@@ -19,7 +19,7 @@ METRICS = ("fid", "kid", "frechet_random", "kernel_random", "miou", "pose", "dep
 INCEPTION = "inception_fid"  # entry of networks/manifest.yaml
 
 
-@click.command("compute_metrics")
+@click.command("compute_metrics", cls=OneLineCommand)
 @click.argument("model", type=click.Path(path_type=Path), required=False)
 @click.option("--metrics", default="frechet_random", show_default=True, help=f"With commas: {', '.join(METRICS)}.")
 @click.option(

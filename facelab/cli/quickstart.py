@@ -8,14 +8,14 @@ from pathlib import Path
 
 import click
 
-from facelab.cli.common import friendly
+from facelab.cli.common import OneLineCommand, friendly
 
 BUNDLED = "fenerf_synthetic_64"
 FRAMES = 48
 SIZE = 64  # pixels of pictures and video
 
 
-@click.command("quickstart")
+@click.command("quickstart", cls=OneLineCommand)
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("runs/quickstart"), show_default=True, help="Folder."
 )

@@ -48,7 +48,7 @@ TRAJECTORIES = "front, sphere, orbit, rotation_horizontal, zoom, non_rotation ..
 @friendly
 def render_images(
     model, seeds, out, psi, layers, yaws, latents, save_latents, weights, image_size, ray_step_multiplier,
-    lock_view_dependence, max_points, device,
+    fill_color, lock_view_dependence, max_points, device,
 ):  # fmt: skip
     """Multi-view grids of colour, segmentation, depth and normals.
 
@@ -64,7 +64,7 @@ def render_images(
         views = [float(x) for x in yaws.split(",")]
     except ValueError:
         raise UserError(f"--yaws takes numbers such as -0.5,0,0.5, got {yaws!r}") from None
-    face = open_model(model, device, weights)
+    face = open_model(model, device, weights, fill_color)
     settings = sized_settings(face, image_size, ray_step_multiplier, lock_view_dependence, max_points)
     names = None if layers is None else pictures.parse_layers(layers)
     names, settings = pictures.available_layers(face, names, settings)
@@ -123,7 +123,7 @@ def render_images(
 @friendly
 def render_video(
     model, seeds, out, latent_type, trajectory, num_frames, fps, psi, fov, zoom, layers, frames, latents, save_latents,
-    reference, image_size, ray_step_multiplier, lock_view_dependence, max_points, device,
+    reference, image_size, ray_step_multiplier, fill_color, lock_view_dependence, max_points, device,
 ):  # fmt: skip
     """A video along a camera path while heads blend into each other.
 
@@ -143,7 +143,7 @@ def render_video(
     from facelab.inference.latent_files import read_codes, save_codes
     from facelab.inference.video import FrameFolder, open_video
 
-    face = open_model(model, device)
+    face = open_model(model, device, fill_color=fill_color)
     if latent_type in ("geo", "app") and latent_type not in face.generator.latent_spec:
         raise UserError(f"--latent-type {latent_type}: this {face.method} model has one code for all; use both or non")
     settings = sized_settings(face, image_size, ray_step_multiplier, lock_view_dependence, max_points)

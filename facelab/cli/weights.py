@@ -8,10 +8,10 @@ from pathlib import Path
 
 import click
 
-from facelab.cli.common import friendly
+from facelab.cli.common import OneLineGroup, friendly
 
 
-@click.group("weights")
+@click.group("weights", cls=OneLineGroup)
 def weights() -> None:
     """Weight files of other projects: what there is, what is missing, where it belongs."""
 
