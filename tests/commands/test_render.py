@@ -121,6 +121,22 @@ def test_latents_of_the_original_scripts(fenerf_run: Path, tmp_path: Path) -> No
         assert (got - expected[0]).abs().max() < 1.5 / 127.5
 
 
+@pytest.mark.parametrize(("color", "value"), [("black", 0), ("white", 255), ("grey", 128), ("light_grey", 207)])
+def test_fill_color(color: str, value: int, fenerf_run: Path, tmp_path: Path) -> None:
+    """Empty rays get the colour and the background class, the others stay."""
+    model = facelab.load(fenerf_run)
+    raw = model.sample(0, settings=model.settings(8, 1), fill=False)
+    empty = (raw.opacity[0, 0] < 0.9).numpy()
+    assert 0 < empty.sum() < empty.size
+    options = ("--seeds", 0, "--yaws", 0, "--layers", "image,mask", "--fill-color", color)
+    succeed("render_images", fenerf_run, *options, *SMALL, "--out", tmp_path)
+    with Image.open(tmp_path / "grid_0.png") as grid, Image.open(tmp_path / "labels_0.png") as labels:
+        picture, classes = np.asarray(grid, int)[:8], np.asarray(labels)
+    assert (np.abs(picture[empty] - value) <= 1).all() and (classes[empty] == 0).all() and (classes[~empty] > 0).all()
+    inside = ((raw.rgb[0].permute(1, 2, 0).numpy() + 1) * 127.5)[~empty]
+    assert np.abs(picture[~empty] - inside).max() <= 1
+
+
 def test_truncation_zero_is_one_head(fenerf_run: Path, tmp_path: Path) -> None:
     succeed("render_images", fenerf_run, "--seeds", "0,1", "--psi", 0, *SMALL, "--out", tmp_path / "zero")
     succeed("render_images", fenerf_run, "--seeds", "0,1", "--psi", 1, *SMALL, "--out", tmp_path / "one")

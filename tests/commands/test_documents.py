@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""docs/fenerf.md and docs/pigan.md agree with the code: options, curricula, deviations, functions."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from functools import reduce
+
+import click
+import pytest
+
+from facelab.bases.pigan.config import DEVIATIONS as PIGAN_DEVIATIONS
+from facelab.config import list_curricula, load_staged, resolve_curriculum
+from facelab.methods import load_config_type
+from facelab.methods.fenerf.config import DEVIATIONS as FENERF_DEVIATIONS
+from tests.commands.running import COMMANDS
+from tests.conftest import CHECKOUT
+
+DEVIATIONS = {"fenerf": FENERF_DEVIATIONS, "pigan": PIGAN_DEVIATIONS}
+ORIGINAL_FLAGS = """
+n_epochs sample_interval output_dir load_dir load_step curriculum eval_freq port set_step model_save_interval num_gpus
+seeds max_batch_size lock_view_dependence image_size ray_step_multiplier interpolation_type latent_type batch_size
+depth_map num_frames trajectory psi fill_color fov save_with_video save_with_latent seed_mode cube_size
+voxel_resolution latent_path image_path seg_path save_dir load_checkpoint checkpoint_path init_seed iteration
+background_mask white_background_mask lambda_img lambda_seg lambda_percept lambda_norm latent_normalize init_psi recon
+no_center_crop
+"""
+ORIGINAL_SCRIPTS = """
+train_double_latent_semantic render_multiview_images_double_semantic render_video_interpolation_semantic
+extract_double_semantic_shapes inverse_render_double_semantic prepare_segmaps run_UI converter_log_to_video
+fid_evaluation eval_metrics extract_shapes tools
+"""
+
+
+def text(name: str) -> str:
+    return (CHECKOUT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+
+
+def rows(name: str, marker: str) -> list[list[str]]:
+    """Cells of the table after a marker, without its header."""
+    lines = text(name).split(f"<!-- {marker}")[1].splitlines()[1:]
+    table = lines[: next((i for i, line in enumerate(lines) if not line.startswith("|")), len(lines))]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table[2:]]
+
+
+@pytest.mark.parametrize("name", ["fenerf", "pigan"])
+def test_curricula(name: str) -> None:
+    documented = rows(name, "curricula")
+    for curriculum in dict.fromkeys(row[0] for row in documented):
+        staged = load_staged(load_config_type(name), [resolve_curriculum(name, curriculum)])
+        expected = []
+        for start, c in zip(staged.boundaries, staged.stages, strict=True):
+            samples = f"{c.render.samples} + {c.render.samples if c.render.hierarchical else 0}"
+            rates = [c.optim.generator_lr, c.optim.image_lr, *([c.optim.semantic_lr] if name == "fenerf" else [])]
+            counts = [start, c.render.resolution, samples, c.train.batch_per_gpu, c.train.batch_chunk]
+            poses = f"{c.camera.yaw_std:g}, {c.camera.pitch_std:g}"
+            expected.append([curriculum, *map(str, counts), *map(str, rates), poses])
+        assert [row for row in documented if row[0] == curriculum] == expected
+    for curriculum in list_curricula(name):
+        for known in (curriculum.name, *(curriculum.aliases if name == "fenerf" else ())):
+            assert f"`{known}`" in text(name) or [known] in [row[:1] for row in documented], known
+
+
+@pytest.mark.parametrize("name", ["fenerf", "pigan"])
+def test_deviations(name: str) -> None:
+    assert rows(name, "deviations") == [[f"`reference.{d.switch}`", d.what] for d in DEVIATIONS[name]]
+    switches = {d.switch for d in DEVIATIONS[name]}
+    schema = load_config_type(name)
+    assert switches == set(vars(schema().reference))  # no switch without a sentence
+
+
+@pytest.mark.parametrize("name", ["fenerf", "pigan"])
+def test_functions_exist(name: str) -> None:
+    names = [path for row in rows(name, "functions") for path in re.findall(r"`([\w.]+)`", row[2])]
+    assert len(names) >= 8
+    for path in names:
+        parts = path.split(".")
+        split = next(i for i, part in enumerate(parts) if part[0].isupper()) if re.search(r"\.[A-Z]", path) else -1
+        module = importlib.import_module(".".join(parts[:split]))
+        assert callable(reduce(getattr, parts[split:], module)), path
+
+
+@pytest.mark.parametrize("name", ["fenerf", "pigan"])
+def test_commands_in_the_text_have_these_options(name: str) -> None:
+    shown = re.findall(r"python scripts/(\w+)\.py([^\n]*)", text(name))
+    assert len(shown) >= 8
+    for script, arguments in shown:
+        assert (CHECKOUT / "scripts" / f"{script}.py").is_file(), script
+        if script in COMMANDS:
+            known = {o for p in COMMANDS[script].params if isinstance(p, click.Option) for o in p.opts}
+            unknown = {word for word in arguments.split() if word.startswith("--")} - known
+            assert not unknown, f"{script} has no {unknown}"
+
+
+def test_every_original_command_and_flag_is_mapped() -> None:
+    table = text("fenerf").split("## From the original's commands")[1].split("## Curricula")[0]
+    missing = [flag for flag in ORIGINAL_FLAGS.split() if f"`--{flag}`" not in table]
+    missing += [script for script in ORIGINAL_SCRIPTS.split() if f"{script}.py**" not in table]
+    assert not missing
+
+
+def test_our_side_of_the_table_exists() -> None:
+    """Options named on our side belong to one of the commands; settings named exist."""
+    table = text("fenerf").split("## From the original's commands")[1].split("## Curricula")[0]
+    ours = [line.strip("|").split("|")[1] for line in table.splitlines() if line.startswith("|")]
+    known = {o for c in COMMANDS.values() for p in c.params if isinstance(p, click.Option) for o in p.opts}
+    used = {o for cell in ours for o in re.findall(r"`(--[\w-]+)", cell)}
+    assert len(used) > 15 and used <= known, used - known
+    config = load_config_type("fenerf")()
+    for setting in {s for cell in ours for s in re.findall(r"--set ([\w.]+)=", cell)}:
+        assert reduce(getattr, setting.split("."), config) is not None, setting
+
+
+def test_what_cannot_be_had_is_said() -> None:
+    assert "The released files themselves could not be obtained" in text("fenerf")
+    assert "not yet" in text("fenerf") and "## Results" in text("fenerf")

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Wrong options are one line in every command."""
+
+from __future__ import annotations
+
+import runpy
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from tests.commands.running import COMMANDS, invoke
+from tests.conftest import CHECKOUT
+
+
+def command_of(name: str) -> click.Command:
+    """The command of a script, as the script finds it."""
+    module = runpy.run_path(str(CHECKOUT / "scripts" / f"{name}.py"))
+    return next(value for value in module.values() if isinstance(value, click.Command))
+
+
+@pytest.mark.parametrize("name", ["compute_metrics", "export_model", "model_card", "quickstart", "weights"])
+def test_the_other_commands_have_one_line_errors(name: str) -> None:
+    result = CliRunner().invoke(command_of(name), ["--no-such-option"])
+    assert result.exit_code == 2 and result.stderr.startswith("error: No such option"), name
+    assert result.stderr.count("\n") == 1 and "see --help" in result.stderr
+
+
+def test_subcommands_too() -> None:
+    weights = command_of("weights")
+    for arguments in (["lst"], ["list", "--no-such-option"], ["import"]):
+        result = CliRunner().invoke(weights, arguments)
+        assert result.exit_code == 2 and result.stderr.startswith("error: "), arguments
+        assert result.stderr.count("\n") == 1
+    shown = CliRunner().invoke(weights, [])
+    assert "Usage:" in shown.output and "error:" not in shown.output
+
+
+def test_every_command_has_one_line_errors() -> None:
+    for name in COMMANDS:
+        result = invoke(name, "--no-such-option")
+        assert result.exit_code == 2 and result.stderr.startswith("error: No such option"), name
+        assert result.stderr.count("\n") == 1 and "see --help" in result.stderr
