@@ -155,11 +155,11 @@ class FaceModel:
     def camera(self, pitch: float = 0.0, yaw: float = 0.0, fov: float | None = None) -> Camera:
         """A camera on the unit sphere; pitch (up) and yaw in radians away from the frontal view, fov in degrees."""
         c = self.config.camera
-        fov = c.fov if fov is None else fov
-        if not 0 < fov < 180:
-            raise UserError(f"the field of view must lie within 0..180 degrees, got {fov}")
+        full = float(c.fov if fov is None else fov)
+        if not 0 < full < 180:
+            raise UserError(f"the field of view must lie within 0..180 degrees, got {full:g}")
         base_pitch, base_yaw = torch.pi / 2, torch.pi / 2
-        return Camera.on_sphere(base_pitch - pitch, base_yaw + yaw, fov).to(self.device)
+        return Camera.on_sphere(base_pitch - pitch, base_yaw + yaw, full).to(self.device)
 
     def settings(
         self, resolution: int | None = None, ray_step_multiplier: int = 2, lock_view: bool = False
@@ -207,12 +207,11 @@ class FaceModel:
         Returns:
             rgb in [-1, 1], depth, opacity, semantics with background as channel 0 (if the model has labels).
         """
-        if isinstance(scene, Codes):
-            scene = self.generator.scene(scene.to(self.device))
+        made: Scene = self.generator.scene(scene.to(self.device)) if isinstance(scene, Codes) else scene
         camera = self.camera() if camera is None else camera.to(self.device)
-        if len(camera) == 1 and scene.count > 1:
-            camera = Camera.cat([camera] * scene.count)
-        output = self.generator.render(scene, camera, settings or self.settings(), Draws(seed).at(phase="inference"))
+        if len(camera) == 1 and made.count > 1:
+            camera = Camera.cat([camera] * made.count)
+        output = self.generator.render(made, camera, settings or self.settings(), Draws(seed).at(phase="inference"))
         if not fill or output.semantics is None:
             return output
         color = getattr(self.config.render, "fill_color", "black")

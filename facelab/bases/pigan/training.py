@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -258,7 +258,7 @@ def pose_prior(config: Any) -> PosePrior:
     return PosePrior(c.distribution, c.yaw_mean, c.yaw_std, c.pitch_mean, c.pitch_std)
 
 
-def field_precision(config: Any) -> str:
+def field_precision(config: Any) -> Literal["fp32", "tf32", "fp16"]:
     """What the field is told: its own modes; under ``autocast`` it is plain and the loop's autocast is on."""
     return "fp32" if config.render.precision == "autocast" else config.render.precision
 
