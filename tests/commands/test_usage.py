@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import runpy
+from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
 
+from facelab.errors import UserError
 from tests.commands.running import COMMANDS, invoke
 from tests.conftest import CHECKOUT
 
@@ -34,6 +36,14 @@ def test_subcommands_too() -> None:
         assert result.stderr.count("\n") == 1
     shown = CliRunner().invoke(weights, [])
     assert "Usage:" in shown.output and "error:" not in shown.output
+
+
+def test_tracebacks_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["render_images", tmp_path / "nothing"]
+    assert invoke(*arguments).exit_code == 2
+    monkeypatch.setenv("FACELAB_TRACEBACK", "1")
+    with pytest.raises(UserError, match="no checkpoint at"):
+        invoke(*arguments)
 
 
 def test_every_command_has_one_line_errors() -> None:

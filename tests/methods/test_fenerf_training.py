@@ -26,7 +26,7 @@ from facelab.methods.fenerf.config import FenerfConfig
 from facelab.methods.fenerf.training import Fenerf
 from facelab.training.loop import Trainer
 from facelab.training.phases import Losses, PhaseContext
-from tests.commands.running import DEBUG, GENERATOR, environment, script, succeed, train
+from tests.commands.running import DEBUG, GENERATOR, environment, invoke, script, succeed, train
 from tests.conftest import CHECKOUT
 
 NO_RATES = tuple(x for n in ("generator", "image", "semantic") for x in ("--set", f"optim.{n}_lr=0"))
@@ -229,6 +229,18 @@ def test_fine_tuning_from_an_own_run(tmp_path: Path) -> None:
     )
     assert_same(kept, old, {"d_image", "d_semantic"})
     assert_same(fresh, blank, {"d_image", "d_semantic"})
+
+
+def test_what_does_not_fit_is_refused_by_name(tmp_path: Path) -> None:
+    source = train(tmp_path / "source", "--max-steps", 1)
+    other = ("--set", "discriminator.channels=[8, 8, 8, 12]", "--max-steps", 1)
+    result = invoke("train_fenerf", *DEBUG, "--init-from", source, *other, "--out", tmp_path / "refused")
+    (line,) = result.stderr.splitlines()
+    assert result.exit_code == 2 and line.startswith(f"error: {source}: the weights of 'd_image' do not fit")
+    assert line.endswith("or --fresh-discriminators")
+    train(tmp_path / "fresh", "--init-from", source, *other, "--fresh-discriminators")
+    wider = ("--init-from", source, "--set", "model.hidden=24", "--out", tmp_path / "wider")
+    assert "the weights of 'generator' do not fit" in invoke("train_fenerf", *DEBUG, *wider).stderr
 
 
 def test_fine_tuning_does_not_keep_old_averages(tmp_path: Path) -> None:
