@@ -30,6 +30,20 @@ def pose_penalty(predicted: Tensor, angles: Tensor) -> Tensor:
     return _mean_square_error("poses", predicted, angles)
 
 
+def opacity_penalty(opacity: Tensor, semantics: Tensor) -> Tensor:
+    """Mean square difference between what a ray stops and what its labels add up to.
+
+    A picture over black does not tell a dark surface from an empty ray; the labels do: they add up to
+    1 on the head and 0 beside it. The labels are the target, they get no gradient.
+
+    Args:
+        opacity: (N, 1, S, S) in [0, 1].
+        semantics: (N, K, S, S) composited label values in [0, 1], background not among them.
+    """
+    target = at_least_float32(semantics).detach().sum(dim=1, keepdim=True).clamp(0, 1)
+    return _mean_square_error("opacities", opacity, target)
+
+
 def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     """Sum of ``weights[name] * terms[name]``; terms of weight zero do not enter, not even their NaN.
 

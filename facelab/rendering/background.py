@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 FILL_VALUES = {"black": 0.0, "white": 1.0, "grey": 0.5, "light_grey": 0.81}
-FILL_THRESHOLD = 0.9  # opacity below which a ray counts as empty
+FILL_THRESHOLD = 0.9  # opacity below which the original takes a ray for empty
 FillColor = Literal["black", "white", "grey", "light_grey"]
 
 
@@ -21,13 +21,14 @@ def fill_background(
     reference: bool = False,
     dim: int = 1,
 ) -> tuple[Tensor, Tensor | None]:
-    """Prepend a background class to the labels and fill empty rays (FENeRF's ``seg_padding_background``).
+    """Lay a picture over a colour and prepend a background class to its labels.
 
-    Where the opacity is below 0.9 the background channel becomes 1, rgb the fill colour and the other
-    labels 0. ``reference`` gives the labels the fill value too, as the original does: with white all tie.
+    The missing opacity ``1 - W`` shows the colour and is the score of the background. ``reference`` does
+    what FENeRF's ``seg_padding_background`` does: where W < 0.9 the background channel becomes 1 and every
+    other channel, labels too, the fill value; elsewhere nothing changes.
 
     Args:
-        rgb: colours in [0, 1], channels along ``dim``.
+        rgb: colours in [0, 1], composited over black, channels along ``dim``.
         semantics: K label scores in [0, 1] along ``dim``, or None.
         opacity: one channel along ``dim``.
         color: a name of ``FILL_VALUES``.
@@ -35,11 +36,14 @@ def fill_background(
     Returns:
         rgb, and semantics with K + 1 channels.
     """
-    empty = opacity < FILL_THRESHOLD
     value = FILL_VALUES[color]
+    if not reference:
+        rgb = rgb + value * (1 - opacity)
+        return rgb, None if semantics is None else torch.cat([1 - opacity.to(semantics.dtype), semantics], dim=dim)
+    empty = opacity < FILL_THRESHOLD
     rgb = torch.where(empty, torch.full_like(rgb, value), rgb)
     if semantics is not None:
-        labels = torch.where(empty, torch.full_like(semantics, value if reference else 0.0), semantics)
+        labels = torch.where(empty, torch.full_like(semantics, value), semantics)
         semantics = torch.cat([empty.to(labels.dtype), labels], dim=dim)
     return rgb, semantics
 

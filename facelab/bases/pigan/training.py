@@ -232,7 +232,11 @@ class Pigan:
             term = g_loss(opinion.realness, top) + self.penalties(ctx, opinion, fakes)
             ctx.log(f"generator/{judge.model}", term)
             total = total + judge.weight(ctx.config) * term
-        yield "total", total
+        yield "total", total + self.regularization(ctx, fakes)
+
+    def regularization(self, ctx: PhaseContext, fakes: Fakes) -> Tensor:
+        """Further terms of the generator's loss; pi-GAN has none."""
+        return torch.zeros((), device=ctx.device)
 
     def penalties(self, ctx: PhaseContext, opinion: DiscriminatorOutput, fakes: Fakes) -> Tensor:
         """Weighted errors of the codes and the pose that a discriminator read off the fakes."""

@@ -36,6 +36,8 @@ class RenderConfig(pigan.RenderConfig):
 class LossConfig(pigan.LossConfig):
     latent: dict[str, float] = field(default_factory=lambda: {"z_geo": 0.0, "z_app": 0.0})
     semantic: float = 0.1  # weight of the semantic discriminator in the generator's loss
+    opacity: float = 0.0  # rays stop as much as their labels add up to (ours; the original has no such term)
+    opacity_steps: int = 2000  # over which that weight grows from 0
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ DEVIATIONS = [
     Deviation(
         "fenerf",
         "fill_labels",
-        "the original writes the fill colour into all labels of empty rays, so that with white all tie; "
-        "we write the background class alone",
+        "the original replaces rays of opacity below 0.9 by the fill colour, in all labels too, so that with white "
+        "all tie; we lay the picture over the colour and score the background class by the missing opacity",
     ),
 ]

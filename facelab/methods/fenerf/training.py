@@ -16,8 +16,10 @@ from facelab.data.batch import Batch
 from facelab.data.labels import one_hot_pm1
 from facelab.errors import UserError
 from facelab.generator import GeneratorOutput
+from facelab.losses.regularizers import opacity_penalty
 from facelab.methods.fenerf.config import DEVIATIONS, FenerfConfig
 from facelab.training.phases import PhaseContext
+from facelab.training.schedule import linear
 
 LABELS = 18  # classes of the label head; background is not one of them
 
@@ -63,6 +65,15 @@ class Fenerf(Pigan):
         if ctx.config.share_fakes:
             return ctx.shared("fakes", lambda draws: self.generate(ctx, draws))
         return super().discriminator_fakes(ctx)
+
+    def regularization(self, ctx: PhaseContext, fakes: Fakes) -> Tensor:
+        """The opacity term, growing over the first steps while the labels take shape."""
+        loss, output = ctx.config.loss, fakes.output
+        if not loss.opacity or output.semantics is None:
+            return super().regularization(ctx, fakes)
+        penalty = opacity_penalty(output.opacity, output.semantics / 2 + 0.5)
+        ctx.log("opacity", penalty)
+        return loss.opacity * linear(ctx.step, loss.opacity_steps) * penalty
 
     def pictures(self, config: Any) -> Any:
         """The picture and mask pairs at ``data.path``."""
