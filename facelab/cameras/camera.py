@@ -102,6 +102,13 @@ class Camera:
         cam2world = opengl_to_opencv(look_at_opengl(radius * direction))
         return Camera(cam2world, intrinsics_from_fov(fov, len(pitch_N), cam2world), torch.stack([pitch_N, yaw_N], -1))
 
+    def sphere_angles(self) -> Tensor:
+        """(N, 2) pitch and yaw in radians: the stored ones, else those of the camera's position."""
+        if self.angles is not None:
+            return self.angles
+        x, y, z = torch.nn.functional.normalize(self.cam2world[:, :3, 3], dim=-1).unbind(-1)
+        return torch.stack([torch.acos(y.clamp(-1, 1)), torch.atan2(z, x)], dim=-1)
+
     def with_fov(self, fov: Tensor | float) -> Camera:
         """The same poses with another field of view (degrees)."""
         return replace(self, intrinsics=intrinsics_from_fov(fov, len(self), self.cam2world))

@@ -33,14 +33,15 @@ PER_TENSOR = 160  # bytes of a safetensors header for each tensor: name, shape, 
 @click.option(
     "--max-mb", type=float, default=None, help="Refuse a larger file, megabytes of 10^6 bytes. [default: no limit]"
 )
+@click.option("--mirror-depth", is_flag=True, help="Turn a hollow face inside out (see docs/fenerf.md).")
 @friendly
 def export_command(
-    run: Path, out: Path, dtype: str, with_discriminators: bool, weights: str, max_mb: float | None
+    run: Path, out: Path, dtype: str, with_discriminators: bool, weights: str, max_mb: float | None, mirror_depth: bool
 ) -> None:
     """Write the newest checkpoint of RUN (a folder or one of its checkpoints) to OUT.safetensors."""
     from facelab.checkpoints.format import load_model
 
-    path = export(run, out, dtype, with_discriminators, weights, max_mb)
+    path = export(run, out, dtype, with_discriminators, weights, max_mb, mirror_depth)
     change = load_model(path).meta["exported"].get("picture_change")  # type: ignore[attr-defined]
     said = "" if change is None else f", {dtype} changes colours by {100 * change:.2g} % of their range on average"
     click.echo(f"written: {path} ({path.stat().st_size / MB:.2f} MB{said})")
@@ -53,6 +54,7 @@ def export(
     with_discriminators: bool = False,
     weights: str = "ema",
     max_mb: float | None = None,
+    mirror_depth: bool = False,
 ) -> Path:
     """Write a single-file model of a run.
 
@@ -86,8 +88,10 @@ def export(
     described = stored.meta.get("staged_config") or stored.meta["config"]
     staged = from_dict(method.config_type, described, where=str(found))  # type: ignore[arg-type]
     config = staged.at(stored.step, int(stored.meta.get("images", 0)))  # type: ignore[call-overload]
+    if mirror_depth:
+        groups = _mirrored(groups, method.generator_config(config).field)
     kind = _dtype(dtype)
-    about: dict[str, Any] = {"weights": weights, "dtype": dtype}
+    about: dict[str, Any] = {"weights": weights, "dtype": dtype, "mirrored_depth": mirror_depth}
     if dtype != "fp32":
         about["picture_change"] = picture_change(method, config, groups["ema"], kind)
     meta = {**stored.meta, "config": to_dict(config), "exported": about}
@@ -99,6 +103,18 @@ def export(
     if max_mb is not None:
         _check_size(groups, meta, kind, max_mb, target)
     return export_model(target, groups, meta, kind)
+
+
+def _mirrored(groups: Mapping[str, Mapping[str, Tensor]], field: Any) -> dict[str, Mapping[str, Tensor]]:
+    """The weights with depth turned inside out, pose heads with them; the code averages stay as they are."""
+    from facelab.bases.pigan.hollow import mirror_depth_of_field, mirror_pose_head
+
+    try:
+        generator = mirror_depth_of_field(groups["ema"], field)
+    except ValueError as error:
+        raise UserError(f"--mirror-depth: {error}") from error
+    judges = {name: mirror_pose_head(state) for name, state in groups.items() if name.startswith("d_")}
+    return {"ema": generator, **judges}
 
 
 def picture_change(method: Any, config: Any, state: Mapping[str, Tensor], dtype: Any) -> float | None:

@@ -54,7 +54,9 @@ class SyntheticPool:
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         heads = SyntheticHeads(seed, size, device=device, fov=fov, yaw_std=yaw_std, pitch_std=pitch_std)
         images, labels, cameras = [], [], []
-        with tqdm(total=count, unit="head", desc="drawing synthetic heads", disable=None, leave=False, file=sys.stderr) as bar:
+        with tqdm(
+            total=count, unit="head", desc="drawing synthetic heads", disable=None, leave=False, file=sys.stderr
+        ) as bar:
             for start in range(0, count, CHUNK):
                 batch = heads.batch(range(start, min(start + CHUNK, count))).as_batch()
                 assert batch.image is not None and batch.label_map is not None and batch.camera is not None

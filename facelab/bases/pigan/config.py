@@ -85,6 +85,7 @@ class LossConfig:
     r1: float = 0.2  # times 0.5 |grad D|^2 on real pictures
     latent: dict[str, float] = field(default_factory=lambda: {"z": 0.0})  # reconstruction of each code by D
     pose: float = 15.0  # reconstruction of pitch and yaw by D
+    real_pose: float = 0.0  # the same on real pictures whose cameras are known (ours; not in the original)
     topk_interval: int = 2000  # steps per factor 0.99 of the kept share of fakes
     topk_floor: float = 0.6  # least share of fakes that train the generator
     fade_steps: int = 10_000  # steps of fading in after each change of resolution

@@ -210,6 +210,11 @@ class Pigan:
             penalty = r1_penalty(real, opinion.realness, ctx.grad_scale())
             ctx.log(f"{judge.model}/r1", penalty)
             loss = loss + 0.5 * weights.r1 * penalty
+        if weights.real_pose > 0 and opinion.pose is not None and ctx.real.camera is not None:
+            # Over a narrow field of view a hollow face turned the other way looks the same; known poses decide.
+            error = pose_penalty(opinion.pose, ctx.real.camera.sphere_angles())
+            ctx.log(f"{judge.model}/real_pose", error)
+            loss = loss + weights.real_pose * error
         yield "real", loss
         with torch.no_grad():
             fakes = self.discriminator_fakes(ctx)
