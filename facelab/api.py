@@ -75,6 +75,8 @@ def load(path: str | Path, device: str | torch.device = "cpu", weights: str | No
         reason = str(error).splitlines()[-1].strip()
         raise UserError(f"{path}: the weights do not fit the configuration stored with them ({reason})") from error
     generator.eval().requires_grad_(False).to(device)
+    if generator.field_net.precision == "fp16" and torch.device(device).type == "cpu":
+        generator.field_net.precision = "fp32"  # the fused kernels are for GPUs
     if not generator.has_averages:
         generator.update_averages()
     return FaceModel(method, generator, config, dict(checkpoint.meta), Path(path))

@@ -46,11 +46,15 @@ class Draws:
             chunk=self.chunk if chunk is None else chunk,
         )
 
-    def normal(self, name: str, shape: Sequence[int], device: torch.device | str = "cpu", dtype=torch.float32) -> Tensor:
+    def normal(
+        self, name: str, shape: Sequence[int], device: torch.device | str = "cpu", dtype=torch.float32
+    ) -> Tensor:
         """Standard normal numbers of the given shape, drawn on ``device``."""
         return torch.randn(tuple(shape), generator=self.generator(name, device), device=device, dtype=dtype)
 
-    def uniform(self, name: str, shape: Sequence[int], device: torch.device | str = "cpu", dtype=torch.float32) -> Tensor:
+    def uniform(
+        self, name: str, shape: Sequence[int], device: torch.device | str = "cpu", dtype=torch.float32
+    ) -> Tensor:
         """Uniform numbers in [0, 1) of the given shape, drawn on ``device``."""
         return torch.rand(tuple(shape), generator=self.generator(name, device), device=device, dtype=dtype)
 

@@ -96,9 +96,7 @@ class Camera:
         yaw_N = torch.as_tensor(yaw, dtype=pitch_N.dtype, device=pitch_N.device).reshape(-1)
         pitch_N, yaw_N = torch.broadcast_tensors(pitch_N, yaw_N)
         pitch_N = pitch_N.clamp(POLE_MARGIN, math.pi - POLE_MARGIN)
-        direction = torch.stack(
-            [pitch_N.sin() * yaw_N.cos(), pitch_N.cos(), pitch_N.sin() * yaw_N.sin()], dim=-1
-        )
+        direction = torch.stack([pitch_N.sin() * yaw_N.cos(), pitch_N.cos(), pitch_N.sin() * yaw_N.sin()], dim=-1)
         cam2world = opengl_to_opencv(look_at_opengl(radius * direction))
         return Camera(cam2world, intrinsics_from_fov(fov, len(pitch_N), cam2world), torch.stack([pitch_N, yaw_N], -1))
 
@@ -119,9 +117,7 @@ class Camera:
         angles = None
         if all(c.angles is not None for c in cameras):
             angles = torch.cat([c.angles for c in cameras if c.angles is not None])
-        return Camera(
-            torch.cat([c.cam2world for c in cameras]), torch.cat([c.intrinsics for c in cameras]), angles
-        )
+        return Camera(torch.cat([c.cam2world for c in cameras]), torch.cat([c.intrinsics for c in cameras]), angles)
 
 
 def intrinsics_from_fov(fov: Tensor | float, count: int, like: Tensor) -> Tensor:

@@ -59,6 +59,7 @@ def bench_step(size: int, mode: str, steps: int, device: str) -> dict[str, Any]:
         f"render.resolution={size}",
         f"train.batch_per_gpu={batch}",
         f"train.batch_chunk={chunk}",
+        f"discriminator.chunk={batch}",
         f"train.max_steps={steps}",
         "data.heads=256",
         f"log.every={WINDOW}",

@@ -31,6 +31,7 @@ class DiscriminatorConfig:
     kind: str = "CCSEncoderDiscriminator"  # named architecture
     channels: list[int] | None = None  # channels after fromRGB and each block; None = the named architecture's
     channels_last: bool = False  # memory layout; changes speed, not results
+    chunk: int | None = None  # samples per pass of a discriminator's phase; null = train.batch_chunk
 
 
 @dataclass(frozen=True)

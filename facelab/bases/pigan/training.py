@@ -176,7 +176,13 @@ class Pigan:
     def stages(self, config: Any) -> list[TrainStage]:
         """One training stage: each discriminator, then the generator (pi-GAN's order)."""
         phases = [
-            Phase(j.model, (j.model,), j.model, lambda ctx, j=j: self.discriminator_losses(ctx, j))
+            Phase(
+                j.model,
+                (j.model,),
+                j.model,
+                lambda ctx, j=j: self.discriminator_losses(ctx, j),
+                chunk=discriminator_chunk,
+            )
             for j in self.judges()
         ]
         reduction = "sum" if config.reference.sum_chunks else "mean"
@@ -259,6 +265,11 @@ class Pigan:
     def alpha(self, ctx: PhaseContext) -> float:
         """Fade-in of the discriminators' new resolution."""
         return ctx.progress.fade(ctx.config.loss.fade_steps, lambda config: config.render.resolution)
+
+
+def discriminator_chunk(config: Any) -> int:
+    """Samples per pass of a discriminator's phase; it has no top-k, so the size changes memory and speed only."""
+    return config.discriminator.chunk or config.train.batch_chunk
 
 
 def pose_prior(config: Any) -> PosePrior:
