@@ -60,7 +60,7 @@ def scatter(
         cells, points, gradient, unscale, grid_gradient, point_gradient,
         points.shape[1], slab.p0, slab.count, slab.scene0, slab.rows_per_scene // TILE, scale,
         C=c, D=d, H=h, W=w, GRID=grid_gradient is not None, POINTS=point_gradient is not None,
-        BM=TILE, num_warps=4,
+        BM=TILE, num_warps=4,  # type: ignore[call-arg]
     )  # fmt: skip
 
 
@@ -83,7 +83,7 @@ class _GridLookup(torch.autograd.Function):
         read[(slab.rows // TILE,)](
             cells, flat, None, None, out,
             flat.shape[1], 0, slab.count, 0, slab.rows // TILE, 1, 1.0,
-            C=c, D=d, H=h, W=w, E=c, USE_DIRECTIONS=False, WRITE16=False, WRITE32=True, BM=TILE, num_warps=4,
+            C=c, D=d, H=h, W=w, E=c, USE_DIRECTIONS=False, WRITE16=False, WRITE32=True, BM=TILE, num_warps=4,  # type: ignore[call-arg]
         )  # fmt: skip
         ctx.save_for_backward(grid, points)
         ctx.slab = slab

@@ -243,7 +243,7 @@ def _rebuild_tensor(
     for n, step in zip(size, stride, strict=True):  # type: ignore[call-overload]
         count *= n
         last += (n - 1) * step
-    if count and last >= flat.numel():
+    if count and last >= flat.numel():  # type: ignore[operator]
         raise Refused(f"a tensor of shape {tuple(size)} reaches outside its storage of {flat.numel()} numbers")  # type: ignore[arg-type]
     if count > flat.numel():
         builder.budget.expanded_left -= count - flat.numel()

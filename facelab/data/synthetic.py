@@ -187,7 +187,7 @@ class SyntheticHeads:
         albedo = self.model.albedo(people.albedo)
         scene = Scene(
             vertices=self.model.hide(whole, people.shown),
-            colour=albedo * self.model.occlusion,
+            colour=albedo * self.model.occlusion,  # type: ignore[operator]
             surface=self.model.surface,
             faces=self.model.faces,
             labels=self.model.face_labels,

@@ -227,10 +227,11 @@ def _read_obj(data: bytes) -> Mesh:
 
 def _glb_bytes(mesh: Mesh) -> bytes:
     import trimesh
+    from trimesh.exchange import gltf
 
     # process=False: trimesh must not merge or reorder vertices
     model = trimesh.Trimesh(mesh.vertices, mesh.faces, vertex_colors=mesh.colors, process=False)
-    return bytes(trimesh.exchange.gltf.export_glb(trimesh.Scene(model)))
+    return bytes(gltf.export_glb(trimesh.Scene(model)))
 
 
 def _read_glb(data: bytes) -> Mesh:

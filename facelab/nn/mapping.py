@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -43,4 +44,4 @@ class FilmMapping(nn.Module):
             std = math.sqrt(2 / (1 + 0.2**2) / linear.in_features)
             linear.weight.normal_(0, std, generator=generator)
             reset_linear_bias(linear, generator)
-        self.linears[-1].weight.mul_(0.25)
+        cast(nn.Linear, self.linears[-1]).weight.mul_(0.25)

@@ -100,7 +100,8 @@ class Ema:
     def averaged_state(self, model: nn.Module) -> dict[str, Tensor]:
         """``model.state_dict()`` with the averages in place of the live weights; ignored buffers stay live."""
         self._live(model)  # the same names, or ValueError
-        return {name: self.shadow.get(name, value.detach()) for name, value in model.state_dict().items()}
+        live = model.state_dict()
+        return {name: self.shadow[name] if name in self.shadow else value.detach() for name, value in live.items()}
 
     @contextmanager
     def applied_to(self, model: nn.Module) -> Iterator[nn.Module]:

@@ -94,7 +94,7 @@ class TrainStage:
 class DataSource(Protocol):
     """Real samples by number: a pure function of (first, count), so that resuming needs the count only."""
 
-    def batch(self, first_image: int, count: int) -> Any:
+    def batch(self, first_image: int, count: int, /) -> Any:
         """Samples ``first_image`` ... ``first_image + count - 1`` of the endless stream (a ``Batch``)."""
         ...
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import get_args
+from typing import cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -180,9 +180,9 @@ class ProgressiveDiscriminator(nn.Module):
     def reset_parameters(self, generator: torch.Generator) -> None:
         """Draw all weights from ``generator`` by the rule of the configuration."""
         for block in self.blocks:
-            block.reset(generator, self.config.initialisation)
+            cast(ResidualBlock, block).reset(generator, self.config.initialisation)
         for layer in (*self.adapters, self.head):
-            layer.reset(generator)
+            cast(Conv2d, layer).reset(generator)
 
     def forward(self, image: Tensor, alpha: float | Tensor = 1.0) -> DiscriminatorOutput:
         """Judge images.
