@@ -19,7 +19,7 @@ SIZE = 64  # pixels of pictures and video
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("runs/quickstart"), show_default=True, help="Folder."
 )
-@click.option("--steps", type=click.IntRange(1), default=24, show_default=True, help="Training steps at 32 px.")
+@click.option("--steps", type=click.IntRange(1), default=36, show_default=True, help="Training steps at 32 px.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the freshly made heads.")
 @friendly
 def quickstart(out: Path, steps: int, seed: int) -> None:
