@@ -30,7 +30,7 @@ assert sorted(find_curricula("fenerf")) == {curricula!r}
 """
 RENDER_MODEL = """
 model = facelab.load({model!r})
-picture = model.sample(seed=1, resolution=16)
+picture = model.sample(seed=1, settings=model.settings(16))
 assert picture.rgb.shape[-2:] == (16, 16) and picture.rgb.isfinite().all() and picture.rgb.std() > 0.01
 """
 

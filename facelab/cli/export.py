@@ -91,7 +91,9 @@ def export(
     if mirror_depth:
         groups = _mirrored(groups, method.generator_config(config).field)
     kind = _dtype(dtype)
-    about: dict[str, Any] = {"weights": weights, "dtype": dtype, "mirrored_depth": mirror_depth}
+    about: dict[str, Any] = {"weights": weights, "dtype": dtype}
+    if mirror_depth:
+        about["mirrored_depth"] = True
     if dtype != "fp32":
         about["picture_change"] = picture_change(method, config, groups["ema"], kind)
     meta = {**stored.meta, "config": to_dict(config), "exported": about}

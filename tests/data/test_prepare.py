@@ -142,7 +142,7 @@ def start_and_wait_for_masks(arguments: list[str], masks: Path) -> subprocess.Po
 
 @pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_run_goes_on(tmp_path, kill):
-    count = 40
+    count = 160
     source = official(tmp_path / "src", [blocky_mask(32, 32)] * count, image_size=700)
     dst = tmp_path / "dst"
     arguments = command("celebamask-hq", source, dst, "--size", 256, "--workers", 2, "--quiet")
