@@ -2,10 +2,10 @@
 """The public Python API: open a checkpoint, sample, render, extract a mesh.
 
 >>> import facelab
->>> model = facelab.load("networks/fenerf_synthetic_64.safetensors")  # doctest: +SKIP
->>> picture = model.sample(seed=3)  # doctest: +SKIP
->>> picture.rgb.shape  # doctest: +SKIP
-torch.Size([1, 3, 64, 64])
+>>> model = facelab.load("fenerf_synthetic_64")
+>>> picture = model.sample(seed=3, settings=model.settings(16, 1))
+>>> picture.rgb.shape, picture.semantics.shape
+(torch.Size([1, 3, 16, 16]), torch.Size([1, 19, 16, 16]))
 """
 
 from __future__ import annotations
@@ -45,6 +45,9 @@ def load(path: str | Path, device: str | torch.device = "cpu", weights: str | No
 
     Raises:
         UserError: no such file, damaged, or without a generator; one line.
+
+    >>> load("fenerf_synthetic_64").method
+    'fenerf'
     """
     from facelab.checkpoints.format import load_checkpoint
 
@@ -140,6 +143,10 @@ class FaceModel:
 
         Each seed draws its codes one after the other (FENeRF: geometry, then appearance) from a CPU
         generator, as ``torch.manual_seed(seed); torch.randn(1, 256)`` does.
+
+        >>> model = load("fenerf_synthetic_64")
+        >>> {name: tuple(code.shape) for name, code in model.latents([0, 7]).items()}
+        {'geo': (2, 128), 'app': (2, 128)}
         """
         seeds = [seed] if isinstance(seed, int) else list(seed)
         rows: dict[str, list[Tensor]] = {name: [] for name in self.generator.latent_spec}
@@ -151,11 +158,21 @@ class FaceModel:
 
     @torch.no_grad()
     def codes(self, seed: int | Iterable[int] = 0, truncation: float = 0.7) -> Codes:
-        """Mapped codes of seeds; ``truncation`` 1 is the full variety, 0 the average head."""
+        """Mapped codes of seeds; ``truncation`` 1 is the full variety, 0 the average head.
+
+        >>> model = load("fenerf_synthetic_64")
+        >>> {name: tuple(code.shape) for name, code in model.codes(seed=3).values.items()}
+        {'geo': (1, 2, 1024), 'app': (1, 2, 384)}
+        """
         return self.generator.map(self.latents(seed), truncation=truncation)
 
     def camera(self, pitch: float = 0.0, yaw: float = 0.0, fov: float | None = None) -> Camera:
-        """A camera on the unit sphere; pitch (up) and yaw in radians away from the frontal view, fov in degrees."""
+        """A camera on the unit sphere; pitch (up) and yaw in radians away from the frontal view, fov in degrees.
+
+        >>> model = load("fenerf_synthetic_64")
+        >>> [round(x, 2) for x in model.camera(yaw=0.3).angles[0].tolist()]
+        [1.57, 1.87]
+        """
         c = self.config.camera
         full = float(c.fov if fov is None else fov)
         if not 0 < full < 180:
@@ -166,7 +183,13 @@ class FaceModel:
     def settings(
         self, resolution: int | None = None, ray_step_multiplier: int = 2, lock_view: bool = False
     ) -> RenderSettings:
-        """Inference settings of this model: image side in pixels, factor on the samples per ray."""
+        """Inference settings of this model: image side in pixels, factor on the samples per ray.
+
+        >>> model = load("fenerf_synthetic_64")
+        >>> small = model.settings(resolution=16, ray_step_multiplier=1)
+        >>> small.resolution, small.jitter
+        (16, False)
+        """
         return self._method.inference_settings(self.config, resolution, ray_step_multiplier, lock_view)
 
     @torch.no_grad()
@@ -183,6 +206,10 @@ class FaceModel:
         """Pictures of seeds, or of given codes, from one camera each (default: frontal).
 
         See :meth:`render` for what comes back.
+
+        >>> model = load("fenerf_synthetic_64")
+        >>> model.sample(seed=[0, 1], settings=model.settings(16, 1)).depth.shape
+        torch.Size([2, 1, 16, 16])
         """
         codes = code if code is not None else self.codes(seed, truncation)
         return self.render(codes, camera, settings=settings, fill=fill)
@@ -208,6 +235,11 @@ class FaceModel:
 
         Returns:
             rgb in [-1, 1], depth, opacity, semantics with background as channel 0 (if the model has labels).
+
+        >>> model = load("fenerf_synthetic_64")
+        >>> sides = Camera.cat([model.camera(yaw=-0.3), model.camera(yaw=0.3)])
+        >>> model.render(model.codes(3), sides, settings=model.settings(16, 1)).rgb.shape
+        torch.Size([2, 3, 16, 16])
         """
         made: Scene = self.generator.scene(scene.to(self.device)) if isinstance(scene, Codes) else scene
         camera = self.camera() if camera is None else camera.to(self.device)
@@ -220,7 +252,13 @@ class FaceModel:
         return fill_output(output, color, getattr(self.config.reference, "fill_labels", False))
 
     def label_map(self, output: GeneratorOutput) -> Tensor:
-        """Class of each pixel of a filled picture: (N, S, S) integers, CelebAMask-HQ classes 0..18."""
+        """Class of each pixel of a filled picture: (N, S, S) integers, CelebAMask-HQ classes 0..18.
+
+        >>> model = load("fenerf_synthetic_64")
+        >>> labels = model.label_map(model.sample(3, settings=model.settings(16, 1)))
+        >>> labels.shape, bool((labels == 1).any())  # 1 is skin
+        (torch.Size([1, 16, 16]), True)
+        """
         if output.semantics is None:
             raise UserError(f"this {self.method} model has no labels, so there is no segmentation to show")
         return output.semantics.argmax(dim=1)
@@ -250,6 +288,11 @@ class FaceModel:
 
         Raises:
             UserError: the density never crosses the level; names its range.
+
+        >>> model = load("fenerf_synthetic_64")
+        >>> mesh = model.extract_mesh(seed=3, resolution=24, cube_size=0.24)
+        >>> mesh.vertices.shape[1], mesh.faces.shape[1]
+        (3, 3)
         """
         from facelab.mesh.marching_cubes import extract_mesh
 
@@ -282,7 +325,15 @@ class FaceModel:
         return at
 
     def save(self, path: str | Path, dtype: torch.dtype | None = None) -> Path:
-        """Write a single-file model (``.safetensors``) that :func:`load` reads."""
+        """Write a single-file model (``.safetensors``) that :func:`load` reads.
+
+        >>> model = load("fenerf_synthetic_64")
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     again = load(model.save(Path(folder) / "copy.safetensors"))
+        >>> again.config == model.config
+        True
+        """
         from facelab.checkpoints.format import export_model
 
         meta = {**self.meta, "method": self.method, "config": to_dict(self.config)}

@@ -58,7 +58,10 @@ class Logger:
             from tqdm import tqdm
 
             tqdm.set_lock(threading.RLock())  # one process writes; tqdm's own lock would leave a semaphore behind
-            self._bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True, file=sys.stderr)
+            pause = 0.1 if sys.stderr.isatty() else 30.0  # seconds; a log file wants few lines
+            self._bar = tqdm(
+                total=total, initial=step, unit="step", dynamic_ncols=True, file=sys.stderr, mininterval=pause
+            )
 
     def say(self, text: str) -> None:
         """One line for the person at the terminal."""
