@@ -119,6 +119,11 @@ class FaceModel:
         return next(self.generator.parameters()).device
 
     @property
+    def has_labels(self) -> bool:
+        """Whether pictures come with a segmentation."""
+        return self.generator.config.field.label_layers > 0
+
+    @property
     def state(self) -> dict[str, Tensor]:
         """The generator's weights and stored averages by name."""
         return self.generator.state_dict()

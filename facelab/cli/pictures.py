@@ -31,7 +31,7 @@ def parse_layers(text: str) -> list[str]:
 
 def available_layers(model: Any, names: Sequence[str] | None, settings: Any) -> tuple[list[str], Any]:
     """The layers this model can show, and settings that compute them; named but missing ones are an error."""
-    labelled = model.config.__class__.__name__ != "PiganConfig"
+    labelled = model.has_labels
     if names is None:
         names = ["image", "mask", "depth"] if labelled else ["image", "depth"]
     missing = [name for name in names if name in ("mask", "blend") and not labelled]

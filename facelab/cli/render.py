@@ -148,7 +148,7 @@ def render_video(
         raise UserError(f"--latent-type {latent_type}: this {face.method} model has one code for all; use both or non")
     settings = sized_settings(face, image_size, ray_step_multiplier, lock_view_dependence, max_points)
     wanted = None if layers is None else pictures.parse_layers(layers)
-    if wanted is None and face.config.__class__.__name__ != "PiganConfig":
+    if wanted is None and face.has_labels:
         wanted = ["image", "mask", "blend", "depth"]
     names, settings = pictures.available_layers(face, wanted, settings)
     fov = face.config.camera.fov if fov is None else fov

@@ -12,7 +12,7 @@ comparison; they differ from the originals only in that the result is rounded to
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -112,23 +112,32 @@ class AreaChain:
         return mirror(image, mask, self.exchange) if flip else (image, mask)
 
 
+_S = TypeVar("_S", bound="_Sized")
+
+
 @dataclass(frozen=True)
-class FenerfReference:
+class _Sized:
+    """What the originals' chains share: their size and how to change it."""
+
+    image_size: int
+
+    def __post_init__(self) -> None:
+        _check_size(self.image_size)
+
+    def resized(self: _S, image_size: int) -> _S:
+        return replace(self, image_size=image_size)
+
+
+@dataclass(frozen=True)
+class FenerfReference(_Sized):
     """FENeRF's own chain: short side 320 bilinear, middle 256, then bilinear without antialiasing.
 
     Masks take the same way by nearest pixels and keep their classes when mirrored, which makes
     left and right ambiguous (the original's mistake).
     """
 
-    image_size: int
     background_mask: bool = True
     flips: bool = True
-
-    def __post_init__(self) -> None:
-        _check_size(self.image_size)
-
-    def resized(self, image_size: int) -> FenerfReference:
-        return replace(self, image_size=image_size)
 
     @property
     def prepared_size(self) -> int:
@@ -153,17 +162,10 @@ class FenerfReference:
 
 
 @dataclass(frozen=True)
-class PiganCelebaReference:
+class PiganCelebaReference(_Sized):
     """pi-GAN's CelebA chain: short side 320 bilinear, middle 256, mirror, then nearest pixels."""
 
-    image_size: int
     flips: bool = True
-
-    def __post_init__(self) -> None:
-        _check_size(self.image_size)
-
-    def resized(self, image_size: int) -> PiganCelebaReference:
-        return replace(self, image_size=image_size)
 
     @property
     def prepared_size(self) -> int:
@@ -183,17 +185,10 @@ class PiganCelebaReference:
 
 
 @dataclass(frozen=True)
-class PiganResizeReference:
+class PiganResizeReference(_Sized):
     """pi-GAN's Cats (mirrored) and Carla (not mirrored) chain: the whole picture to a square, nearest pixels."""
 
-    image_size: int
     flips: bool = True
-
-    def __post_init__(self) -> None:
-        _check_size(self.image_size)
-
-    def resized(self, image_size: int) -> PiganResizeReference:
-        return replace(self, image_size=image_size)
 
     @property
     def prepared_size(self) -> int:
