@@ -2,8 +2,9 @@
 """Golden cases: discovery, reproducible weights, adapters, comparison.
 
 A case is ``<method>/<case>.json`` (settings, seeds, tolerances) beside ``<method>/<case>.npz``
-(arrays: ``in_*`` inputs; ``out_*`` and ``ema_state/*`` expected outputs). Weights are a pure
-function of (seed, original parameter name, shape): :func:`detfill` makes the same ones anywhere.
+(arrays: ``in_*`` inputs; ``out_*`` and ``ema_state/*`` expected outputs; where names do not say
+it, the adapter names its inputs with :func:`given` and every other array is expected). Weights are
+a pure function of (seed, original parameter name, shape): :func:`detfill` makes the same ones anywhere.
 
 The folder is ``FACELAB_GOLDEN_DIR``, by default ``test_data/golden`` of this checkout. A case has
 an adapter (``adapters/*.py``), or stands in ``planned.yaml`` with a reason, or fails.
@@ -11,6 +12,7 @@ an adapter (``adapters/*.py``), or stands in ``planned.yaml`` with a reason, or 
 
 from __future__ import annotations
 
+import fnmatch
 import importlib
 import json
 import os
@@ -170,19 +172,31 @@ class Mismatch(AssertionError):
     """Our outputs differ from the golden ones; the message lists every difference."""
 
 
-def expected_outputs(arrays: Arrays) -> list[str]:
-    """Names of the arrays that an adapter has to return."""
-    return [name for name in arrays if name.startswith(EXPECTED_PREFIXES)]
+def given(*patterns: str) -> Callable[[Adapter], Adapter]:
+    """Mark an adapter whose case does not prefix its arrays: these shell patterns are inputs, the rest is expected."""
+
+    def mark(adapter: Adapter) -> Adapter:
+        adapter.given = patterns  # type: ignore[attr-defined]
+        return adapter
+
+    return mark
 
 
-def compare(meta: Meta, arrays: Arrays, results: Mapping[str, Any]) -> None:
-    """Compare every expected output.
+def expected_outputs(arrays: Arrays, given: Sequence[str] | None = None) -> list[str]:
+    """Names of the arrays that an adapter has to return; ``given`` as in :func:`given`."""
+    if given is None:
+        return [name for name in arrays if name.startswith(EXPECTED_PREFIXES)]
+    return [name for name in arrays if not any(fnmatch.fnmatchcase(name, pattern) for pattern in given)]
+
+
+def compare(meta: Meta, arrays: Arrays, results: Mapping[str, Any], given: Sequence[str] | None = None) -> None:
+    """Compare every expected output; ``given`` as in :func:`given`.
 
     Raises:
         Mismatch: no expected output at all, a missing one, another shape, NaN, or a value outside
             the tolerance of the case.
     """
-    names = expected_outputs(arrays)
+    names = expected_outputs(arrays, given)
     problems = [] if names else ["the case has no expected output, so nothing would be compared"]
     for name in names:
         if name not in results:
@@ -211,5 +225,7 @@ def _difference(got: Tensor, expected: Tensor, rtol: float, atol: float) -> str 
 def run_case(case: str, adapter: Adapter, folder: Path) -> None:
     """Run one adapter in float32 on the CPU and compare. Mismatch as in :func:`compare`."""
     meta, arrays = load_case(folder / case)
-    inputs = {name: value for name, value in arrays.items() if name not in expected_outputs(arrays)}
-    compare(meta, arrays, adapter(meta, inputs))
+    inputs_are = getattr(adapter, "given", None)
+    expected = set(expected_outputs(arrays, inputs_are))
+    inputs = {name: value for name, value in arrays.items() if name not in expected}
+    compare(meta, arrays, adapter(meta, inputs), inputs_are)

@@ -64,6 +64,26 @@ def test_adapter_does_not_see_the_answers(tmp_path) -> None:
     assert seen["meta"]["folder"] == folder
 
 
+def test_adapter_names_its_inputs_where_names_do_not_tell(tmp_path) -> None:
+    folder = tmp_path / "m"
+    folder.mkdir()
+    (folder / "c.json").write_text("{}")
+    np.savez(folder / "c.npz", x0=np.float32(3), x1=np.float32(4), y=np.float32(7))
+    seen = []
+
+    @harness.given("x*")
+    def adapter(meta, arrays):
+        seen.append(set(arrays))
+        return {"y": arrays["x0"] + arrays["x1"]}
+
+    harness.run_case("m/c", adapter, tmp_path)
+    assert seen == [{"x0", "x1"}]
+    with pytest.raises(harness.Mismatch, match="y: 1 of 1"):
+        harness.run_case("m/c", harness.given("x*")(lambda meta, arrays: {"y": 8.0}), tmp_path)
+    with pytest.raises(harness.Mismatch, match="no expected output"):
+        harness.run_case("m/c", harness.given("*")(lambda meta, arrays: {}), tmp_path)
+
+
 def test_tolerance_takes_the_most_specific_entry() -> None:
     assert harness.tolerance({}, "out_a") == (1e-4, 1e-5)
     assert harness.tolerance({"rtol": 1e-3, "atol": {"a": 0.5, "out_b": 0.25}}, "out_a") == (1e-3, 0.5)
