@@ -51,10 +51,18 @@ def kernel_distance(
         raise ValueError(f"the kernel distance needs at least 1 subset, got {subsets}")
     size = min(subset_size, len(real), len(fake))
     generator = torch.Generator().manual_seed(seed)
-    values = []
-    for _ in range(subsets):
-        rows_real = torch.randperm(len(real), generator=generator)[:size]
-        rows_fake = torch.randperm(len(fake), generator=generator)[:size]
-        values.append(polynomial_mmd(real[rows_real.to(real.device)], fake[rows_fake.to(fake.device)]))
-    table = torch.tensor(values, dtype=torch.float64)
+    rows = [[torch.randperm(len(x), generator=generator)[:size] for x in (real, fake)] for _ in range(subsets)]
+    return kernel_distance_of(real, fake, torch.stack([r[0] for r in rows]), torch.stack([r[1] for r in rows]))
+
+
+def kernel_distance_of(real: Tensor, fake: Tensor, rows_real: Tensor, rows_fake: Tensor) -> KernelDistance:
+    """The kernel distance over given subsets.
+
+    Args:
+        real: (N, D) features.
+        fake: (M, D) features.
+        rows_real, rows_fake: (subsets, size) integer indices.
+    """
+    pairs = zip(rows_real.to(real.device).long(), rows_fake.to(fake.device).long(), strict=True)
+    table = torch.tensor([polynomial_mmd(real[r], fake[f]) for r, f in pairs], dtype=torch.float64)
     return KernelDistance(float(table.mean()), float(table.std(correction=0)))

@@ -172,11 +172,15 @@ class Mismatch(AssertionError):
     """Our outputs differ from the golden ones; the message lists every difference."""
 
 
-def given(*patterns: str) -> Callable[[Adapter], Adapter]:
-    """Mark an adapter whose case does not prefix its arrays: these shell patterns are inputs, the rest is expected."""
+def given(*patterns: str, partly: Mapping[str, int] | None = None) -> Callable[[Adapter], Adapter]:
+    """Mark an adapter whose case does not prefix its arrays: these shell patterns are inputs, the rest is expected.
+
+    Of the arrays in ``partly`` that many leading columns are inputs: the adapter sees these, the whole is expected.
+    """
 
     def mark(adapter: Adapter) -> Adapter:
         adapter.given = patterns  # type: ignore[attr-defined]
+        adapter.partly = dict(partly or {})  # type: ignore[attr-defined]
         return adapter
 
     return mark
@@ -228,4 +232,5 @@ def run_case(case: str, adapter: Adapter, folder: Path) -> None:
     inputs_are = getattr(adapter, "given", None)
     expected = set(expected_outputs(arrays, inputs_are))
     inputs = {name: value for name, value in arrays.items() if name not in expected}
+    inputs |= {name: arrays[name][:, :columns] for name, columns in getattr(adapter, "partly", {}).items()}
     compare(meta, arrays, adapter(meta, inputs), inputs_are)
