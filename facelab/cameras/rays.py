@@ -16,17 +16,22 @@ Grid = Literal["corners", "centers"]
 
 @dataclass(frozen=True)
 class Rays:
-    """R rays for each of N cameras: unit ``directions`` and ``origins``, both (N, R, 3), world axes."""
+    """R rays for each of N cameras: unit ``directions`` and ``origins``, both (N, R, 3), world axes.
+
+    ``limits`` (N, R, 2), first and last ray parameter of each ray, or None for those of the settings.
+    """
 
     origins: Tensor
     directions: Tensor
+    limits: Tensor | None = None
 
     def __len__(self) -> int:
         return self.origins.shape[1]
 
     def part(self, start: int, stop: int) -> Rays:
         """Rays ``start`` to ``stop`` of every camera."""
-        return Rays(self.origins[:, start:stop], self.directions[:, start:stop])
+        limits = None if self.limits is None else self.limits[:, start:stop]
+        return Rays(self.origins[:, start:stop], self.directions[:, start:stop], limits)
 
 
 def pixel_coordinates(size: int, grid: Grid, like: Tensor) -> Tensor:

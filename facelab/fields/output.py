@@ -18,11 +18,14 @@ class FieldOutput:
         sigma: (N, R, S, 1) raw density, before any activation.
         rgb: (N, R, S, 3) in [0, 1].
         semantics: (N, R, S, K) label values about 0..1, or None.
+        features: (N, R, S, C) what a network behind the renderer reads, in about [0, 1], or None;
+            its first three channels are ``rgb``.
     """
 
     sigma: Tensor
     rgb: Tensor
     semantics: Tensor | None = None
+    features: Tensor | None = None
 
     def channels(self) -> Tensor:
         """-> (N, R, S, K + 3): what is composited, labels first, then colour."""
@@ -38,13 +41,17 @@ class FieldOutput:
         semantics = None
         if parts[0].semantics is not None:
             semantics = torch.cat([p.semantics for p in parts if p.semantics is not None], dim=dim)
-        return FieldOutput(
-            torch.cat([p.sigma for p in parts], dim=dim), torch.cat([p.rgb for p in parts], dim=dim), semantics
-        )
+        features = None
+        if parts[0].features is not None:
+            features = torch.cat([p.features for p in parts if p.features is not None], dim=dim)
+        rgb = torch.cat([p.rgb for p in parts], dim=dim) if features is None else features[..., :3]
+        return FieldOutput(torch.cat([p.sigma for p in parts], dim=dim), rgb, semantics, features)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> FieldOutput:
         semantics = None if self.semantics is None else function(self.semantics)
-        return FieldOutput(function(self.sigma), function(self.rgb), semantics)
+        features = None if self.features is None else function(self.features)
+        rgb = function(self.rgb) if features is None else features[..., :3]
+        return FieldOutput(function(self.sigma), rgb, semantics, features)
 
 
 BoundField = Callable[[Tensor, Tensor], FieldOutput]

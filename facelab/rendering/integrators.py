@@ -26,9 +26,11 @@ class RenderOutput:
         depth: (N, R, 1) weighted sum of ray parameters t, not divided by the opacity.
         opacity: (N, R, 1) sum of weights before ``last`` fills it up.
         semantics: (N, R, K) or None.
-        weights: (N, R, S, 1) per-sample weights (after ``last``).
+        weights: (N, R, S, 1) per-sample weights (after ``last``), per-interval ones of midpoint compositing.
         t: (N, R, S) ray parameters the weights belong to.
         normals: (N, R, 3) unit world vectors or None.
+        features: (N, R, C) composited features, the first three are ``rgb``, or None.
+        mean_depth: (N, R, 1) ray parameter divided by the opacity, within the ray's samples, or None.
     """
 
     rgb: Tensor
@@ -38,6 +40,8 @@ class RenderOutput:
     weights: Tensor | None = None
     t: Tensor | None = None
     normals: Tensor | None = None
+    features: Tensor | None = None
+    mean_depth: Tensor | None = None
 
     def channels(self) -> Tensor:
         """-> (N, R, K + 3): labels first, then colour."""

@@ -36,23 +36,37 @@ class RayNoise:
         coarse: (N, R, S, 1) normal density noise of the coarse pass, None = none.
         importance: (N, R, S_fine) uniform, None = fixed midpoints.
         final: (N, R, S_all, 1) normal density noise of the final pass, None = none.
+        fine: (N, R, S_fine, 1) normal density noise of the importance samples, where noise belongs to the
+            sample and not to the pass (EG3D), None = none.
     """
 
     jitter: Tensor | None = None
     coarse: Tensor | None = None
     importance: Tensor | None = None
     final: Tensor | None = None
+    fine: Tensor | None = None
 
     def part(self, start: int, stop: int) -> RayNoise:
         """The numbers of rays ``start`` to ``stop``."""
         return RayNoise(*(None if x is None else x[:, start:stop] for x in self.tensors()))
 
     def tensors(self) -> tuple[Tensor | None, ...]:
-        return self.jitter, self.coarse, self.importance, self.final
+        return self.jitter, self.coarse, self.importance, self.final, self.fine
 
     @staticmethod
-    def draw(draws: Draws | None, settings: RenderSettings, images: int, rays: int, device: torch.device) -> RayNoise:
-        """Draw what ``settings`` ask for. ValueError if they ask for random numbers and ``draws`` is None."""
+    def draw(
+        draws: Draws | None,
+        settings: RenderSettings,
+        images: int,
+        rays: int,
+        device: torch.device,
+        of_samples: bool = False,
+    ) -> RayNoise:
+        """Draw what ``settings`` ask for. ValueError if they ask for random numbers and ``draws`` is None.
+
+        With ``of_samples`` each sample has one density noise (``coarse_noise``, ``fine_noise``; EG3D), else
+        each pass has its own (``coarse_noise``, ``final_noise``; pi-GAN).
+        """
         noisy = settings.sigma_noise > 0
         if not settings.jitter and not noisy:
             return RayNoise()
@@ -60,15 +74,18 @@ class RayNoise:
             raise ValueError("jitter and sigma_noise need draws=; use settings.deterministic() for none")
         coarse, fine = settings.samples_coarse, settings.samples_fine
         shape = (images, rays)
+
+        def normal(name: str, samples: int, wanted: bool) -> Tensor | None:
+            if not (noisy and wanted and samples):
+                return None
+            return draws.normal(name, (*shape, samples, 1), device) * settings.sigma_noise
+
         return RayNoise(
             jitter=draws.uniform("jitter", (*shape, coarse), device) if settings.jitter else None,
-            coarse=draws.normal("coarse_noise", (*shape, coarse, 1), device) * settings.sigma_noise
-            if noisy and fine
-            else None,
+            coarse=normal("coarse_noise", coarse, bool(fine) or of_samples),
             importance=draws.uniform("importance", (*shape, fine), device) if settings.jitter and fine else None,
-            final=draws.normal("final_noise", (*shape, coarse + fine, 1), device) * settings.sigma_noise
-            if noisy
-            else None,
+            final=normal("final_noise", coarse + fine, not of_samples),
+            fine=normal("fine_noise", fine, of_samples),
         )
 
 

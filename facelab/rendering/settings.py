@@ -29,6 +29,11 @@ class RenderSettings:
         normals: also compute surface normals from the density gradient.
         max_points: field evaluations per chunk of rays when no gradient is recorded.
         recompute: with gradient, keep nothing between chunks of ``max_points`` and recompute in the backward.
+        spacing: depths evenly spaced along the ray, or in ``disparity`` 1 / t (midpoint compositing only).
+        box_side: near and far of each ray are where it enters and leaves the cube of this side around the
+            origin (midpoint compositing only); None = ``near`` and ``far`` for all.
+        reference: midpoint compositing clamps depths to the range of the whole batch and gives rays that miss
+            the box EG3D's own limits.
     """
 
     resolution: int = 64
@@ -46,6 +51,9 @@ class RenderSettings:
     normals: bool = False
     max_points: int = 2_400_000
     recompute: bool = False
+    spacing: Literal["depth", "disparity"] = "depth"
+    box_side: float | None = None
+    reference: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.near < self.far:
@@ -55,6 +63,8 @@ class RenderSettings:
                 "resolution must be >= 1, samples_coarse >= 3 and samples_fine >= 0, got "
                 f"{self.resolution}, {self.samples_coarse}, {self.samples_fine}"
             )
+        if self.box_side is not None and not self.box_side > 0:
+            raise ValueError(f"box_side must be a positive number of scene units or None, got {self.box_side}")
 
     def replace(self, **changes) -> RenderSettings:
         """A copy with some settings changed."""

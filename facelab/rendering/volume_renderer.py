@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,19 +56,30 @@ def render_rays(
         sampler = HierarchicalSampler(settings, PointAlphaIntegrator(settings.density))
     images, count = rays.origins.shape[:2]
     noise = RayNoise.draw(draws, settings, images, count, rays.origins.device)
+
+    def chunk(part: Rays, part_noise: RayNoise) -> RenderOutput:
+        return _render_chunk(field, part, part_noise, settings, sampler, integrator, keep_weights)
+
+    return render_chunks(chunk, rays, noise, settings)
+
+
+def render_chunks(
+    function: Callable[[Rays, RayNoise], RenderOutput], rays: Rays, noise: RayNoise, settings: RenderSettings
+) -> RenderOutput:
+    """Apply a function of rays and their random numbers in the chunks described in :func:`render_rays`."""
+    images, count = rays.origins.shape[:2]
     per_ray = images * max(settings.samples_coarse, settings.samples_fine)
     chunk = max(1, settings.max_points // max(per_ray, 1))
     recording = torch.is_grad_enabled()
     if chunk >= count or (recording and not settings.recompute):
-        return _render_chunk(field, rays, noise, settings, sampler, integrator, keep_weights)
+        return function(rays, noise)
     parts = []
     for start in range(0, count, chunk):
         part = rays.part(start, start + chunk), noise.part(start, start + chunk)
-        arguments = (field, *part, settings, sampler, integrator, keep_weights)
         if recording:
-            parts.append(checkpoint(_render_chunk, *arguments, use_reentrant=False, preserve_rng_state=False))
+            parts.append(checkpoint(function, *part, use_reentrant=False, preserve_rng_state=False))
         else:
-            parts.append(_render_chunk(*arguments))
+            parts.append(function(*part))
     return _cat_outputs(parts)
 
 
@@ -112,5 +125,5 @@ def _cat_outputs(parts: list[RenderOutput]) -> RenderOutput:
         tensors = [getattr(p, name) for p in parts]
         return None if tensors[0] is None else torch.cat(tensors, dim=1)
 
-    names = ("rgb", "depth", "opacity", "semantics", "weights", "t", "normals")
-    return RenderOutput(**{name: cat(name) for name in names})  # type: ignore[arg-type]
+    values: dict[str, Any] = {field.name: cat(field.name) for field in fields(RenderOutput)}
+    return RenderOutput(**values)
