@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EG3D: tri-plane lookup, decoder, compositing and the importance renderer.
+"""EG3D: cameras, tri-plane lookup, decoder, compositing and the importance renderer.
 
 The renderer's cases need our ``reference`` switch: depths clamped to the range of the batch, and the
 original's limits for rays that miss the box.
@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from facelab.cameras.rays import Rays
+from facelab.cameras.camera import Camera
+from facelab.cameras.orbit import OrbitPrior, diagonal_focal, focal_intrinsics
+from facelab.cameras.rays import Rays, make_rays
 from facelab.draws import TapeDraws
 from facelab.fields.output import FieldOutput
 from facelab.fields.triplane import OSGDecoder, TriplaneConfig, TriplaneField, plane_coordinates, sample_planes
-from facelab.rendering.midpoint import ImportanceSampler, MidpointIntegrator, limit_rays, render_midpoints
+from facelab.rendering.midpoint import ImportanceSampler, MidpointIntegrator, limit_rays, ray_box, render_midpoints
 from facelab.rendering.ray_samplers import sample_pdf
 from facelab.rendering.settings import RenderSettings
 from tests.golden.harness import Arrays, Meta, detfill, given
@@ -156,7 +158,34 @@ def _steps(name: str, bound: Any, rays: Rays, settings: RenderSettings, tape: Ta
     return outputs
 
 
+@given("*_lookat", "*_h", "*_v", "fov_deg", "rs_cam2world", "rs_intrinsics", "box_o", "box_d")
+def cameras(meta: Meta, arrays: Arrays) -> dict[str, Tensor]:
+    outputs: dict[str, Tensor] = {}
+
+    def prior(mode: Any, c: dict[str, Any], target: Any = (0.0, 0.0, 0.0)) -> OrbitPrior:
+        means = (c["horizontal_mean"], c["horizontal_stddev"], c["vertical_mean"], c["vertical_stddev"])
+        return OrbitPrior(mode, *means, radius=c["radius"], target=target)
+
+    for combo in meta["combos"]:
+        p = combo["prefix"]
+        normal = arrays[f"{p}normal_h"][:, 0], arrays[f"{p}normal_v"][:, 0]
+        uniform = arrays[f"{p}uniform_h"][:, 0], arrays[f"{p}uniform_v"][:, 0]
+        target = tuple(arrays[f"{p}lookat"].tolist())
+        outputs[f"{p}gaussian"] = prior("gaussian", combo).from_raw(*normal).cam2world
+        outputs[f"{p}look_at"] = prior("gaussian", combo, target).from_raw(*normal).cam2world
+        outputs[f"{p}uniform"] = prior("uniform", combo).from_raw(*uniform).cam2world
+    for name, run in meta["clamp_runs"].items():
+        outputs[name] = prior(run["sampler"], run).from_raw(torch.zeros(1), torch.zeros(1)).cam2world
+    focals = [diagonal_focal(degrees) for degrees in arrays["fov_deg"].tolist()]
+    outputs["fov_intrinsics"] = torch.cat([focal_intrinsics(focal) for focal in focals])
+    rays = make_rays(Camera(arrays["rs_cam2world"], arrays["rs_intrinsics"]), meta["rs_resolution"], "centers")
+    outputs |= {"rs_origins": rays.origins, "rs_dirs": rays.directions}
+    outputs["box_tmin"], outputs["box_tmax"] = ray_box(Rays(arrays["box_o"], arrays["box_d"]), meta["box_side"])
+    return outputs
+
+
 ADAPTERS = {
+    "eg3d/cameras": cameras,
     "eg3d/plane_sampling": plane_sampling,
     "eg3d/osg_decoder": osg_decoder,
     "eg3d/ray_marcher": ray_marcher,
