@@ -10,10 +10,14 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from facelab.checkpoints.legacy_pickle import LegacyObject
+from facelab.checkpoints.legacy_storages import printable
 from facelab.errors import UserError
 
 _MAX_MODULE_DEPTH = 64
 _MAX_MODULES = 20_000  # a few records that contain each other twice would unfold without end
+_MAX_TENSORS = 200_000
+_MAX_GROUPS = 100  # modules and dictionaries side by side in one file
+_MAX_NAME = 1000  # characters; a long key that is used again and again would cost without end
 _BOOKKEEPING = ("training", "dump_patches")
 
 
@@ -51,24 +55,47 @@ def walk_modules(module: LegacyObject) -> Iterator[tuple[str, LegacyObject]]:
             raise UserError(f"the file unfolds to more than {_MAX_MODULES} modules; it is not a real checkpoint")
         if id(record) in parents or len(parents) > _MAX_MODULE_DEPTH:
             raise UserError(
-                f"module '{name[:80]}' contains itself or is nested too deeply; the file is not a real checkpoint"
+                printable(
+                    f"module '{name[:80]}' contains itself or is nested too deeply; the file is not a real checkpoint"
+                )
+            )
+        if len(name) > _MAX_NAME:
+            raise UserError(
+                printable(f"module '{name[:80]}...' has a name of {len(name)} characters; it is not a real checkpoint")
             )
         yield name, record
-        children = [(f"{name}.{key}".lstrip("."), child) for key, child in record.state["_modules"].items()]  # type: ignore[attr-defined]
+        children = [(f"{name}.{key}".lstrip("."), child) for key, child in _table(record, "_modules").items()]
         pending += [(key, child, (*parents, id(record))) for key, child in reversed(children) if is_module(child)]
 
 
 def module_state(module: LegacyObject, buffers: bool = True) -> OrderedDict[str, Tensor]:
     """State dict of a module record, key names and order as ``state_dict()`` of the original would give them."""
     state: OrderedDict[str, Tensor] = OrderedDict()
+    looked_at = 0
     for name, record in walk_modules(module):
-        skipped = record.state.get("_non_persistent_buffers_set") or ()
-        tables = [record.state.get("_parameters")] + ([record.state.get("_buffers")] if buffers else [])
-        for table in tables:
-            for key, tensor in (table or {}).items():  # type: ignore[union-attr]
-                if isinstance(tensor, Tensor) and not (table is not tables[0] and key in skipped):
+        skipped = record.state.get("_non_persistent_buffers_set")
+        skipped = skipped if isinstance(skipped, (set, frozenset, list, tuple)) else ()
+        for kind in ("_parameters", "_buffers") if buffers else ("_parameters",):
+            table = _table(record, kind)
+            looked_at += len(table)
+            if looked_at > _MAX_TENSORS or any(len(key) > _MAX_NAME for key in table):
+                raise UserError(
+                    printable(f"module '{name[:80]}' has too many or too long names; it is not a real checkpoint")
+                )
+            for key, tensor in table.items():
+                if isinstance(tensor, Tensor) and not (kind == "_buffers" and key in skipped):
                     state[f"{name}.{key}".lstrip(".")] = tensor.detach()
     return state
+
+
+def _table(record: LegacyObject, kind: str) -> dict[str, object]:
+    """The parameters or buffers of a record. UserError if they are no dictionary with names."""
+    table = record.state.get(kind) or {}
+    if not isinstance(table, dict) or any(type(key) is not str for key in table):
+        raise UserError(
+            printable(f"the {kind.strip('_')} of {record!r} have no names; the file is not a real checkpoint")
+        )
+    return table
 
 
 def trainable_state(module: LegacyObject) -> OrderedDict[str, Tensor]:
@@ -76,7 +103,7 @@ def trainable_state(module: LegacyObject) -> OrderedDict[str, Tensor]:
     state: OrderedDict[str, Tensor] = OrderedDict()
     seen: set[int] = set()
     for name, record in walk_modules(module):
-        for key, tensor in record.state["_parameters"].items():  # type: ignore[attr-defined]
+        for key, tensor in _table(record, "_parameters").items():
             if isinstance(tensor, Tensor) and tensor.requires_grad and id(tensor) not in seen:
                 seen.add(id(tensor))
                 state[f"{name}.{key}".lstrip(".")] = tensor.detach()
@@ -146,7 +173,12 @@ def find_state_dicts(tree: object) -> dict[str, OrderedDict[str, Tensor]]:
         return {"": whole}
     if not isinstance(tree, dict):
         return {}
-    parts = {str(key): _as_state_dict(value) for key, value in tree.items()}
+    groups = {
+        key: value for key, value in tree.items() if type(key) is str and (is_module(value) or isinstance(value, dict))
+    }
+    if len(groups) > _MAX_GROUPS:  # no checkpoint, and looking into each could take long
+        return {}
+    parts = {key: _as_state_dict(value) for key, value in groups.items()}
     return {key: value for key, value in parts.items() if value}
 
 

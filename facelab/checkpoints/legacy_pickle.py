@@ -18,6 +18,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,8 @@ _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 _MAX_NESTED_FILES = 3
 
+PERSISTENT = "persistent."  # class paths of modules that were pickled together with their source text
+
 _DTYPES = {str(d): d for d in (*STORAGE_DTYPES.values(), torch.complex64)}
 
 # Classes that may occur; they become records. A trailing star allows what begins so.
@@ -55,10 +58,14 @@ _DICT_CLASSES = ("collections.OrderedDict", "dnnlib.util.EasyDict", "dnnlib.Easy
 
 @dataclass(eq=False)
 class LegacyObject:
-    """An object of a foreign class: its dotted class path and its attributes. It has no behaviour."""
+    """An object of a foreign class: its dotted class path and its attributes. It has no behaviour.
+
+    ``source_length``: characters of the source text that lay beside it, None if there was none. The text is dropped.
+    """
 
     class_path: str
     state: dict[str, object] = field(default_factory=dict)
+    source_length: int | None = None
 
     @property
     def class_name(self) -> str:
@@ -85,7 +92,7 @@ def read_pickle_checkpoint(path: str | Path, extra_classes: Collection[str] = ()
     """
     path = Path(path)
     allowed = (*ALLOWED_CLASSES, *extra_classes)
-    with refusing(path), open(path, "rb") as file:
+    with refusing(path), open_regular(path) as file:
         head = file.read(512)
         size = file.seek(0, 2)
         if size == 0:
@@ -96,6 +103,13 @@ def read_pickle_checkpoint(path: str | Path, extra_classes: Collection[str] = ()
         _check_head(head)
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:
             return _read_stream(view, budget, allowed, 0)
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a plain file. Refused for a pipe or device, which might never end."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise Refused("it is a pipe or a device, not a file; save it to a file first")
+    return open(path, "rb")
 
 
 def _check_head(head: bytes) -> None:
@@ -117,7 +131,7 @@ def _read_zip(path: Path, size: int, budget: Budget, allowed: tuple[str, ...]) -
             )
         reader = ZipStorages(archive, roots[0], size, budget)
         data = memoryview(reader.read("data.pkl"))
-        return PickleMachine(data, CheckpointBuilder(allowed, budget, reader.load)).load()
+        return PickleMachine(data, CheckpointBuilder(allowed, budget, reader.load), operations=budget.operations).load()
 
 
 def _read_stream(view: memoryview, budget: Budget, allowed: tuple[str, ...], depth: int) -> object:
@@ -125,23 +139,24 @@ def _read_stream(view: memoryview, budget: Budget, allowed: tuple[str, ...], dep
     if depth > _MAX_NESTED_FILES:
         raise Refused("it nests files in files")
     plain = CheckpointBuilder(allowed, budget, _no_storage, depth)
-    machine = PickleMachine(view, plain)
+    shared = budget.operations
+    machine = PickleMachine(view, plain, operations=shared)
     first = machine.load()
     if type(first) is not int:
         return first
     if first != _LEGACY_MAGIC:
         raise Refused(f"its magic number is {first:#x}, not that of a torch file ({_LEGACY_MAGIC:#x})")
-    protocol = PickleMachine(view, plain, machine.position)
+    protocol = PickleMachine(view, plain, machine.position, shared)
     if protocol.load() != _LEGACY_PROTOCOL:
         raise Refused(f"expected protocol {_LEGACY_PROTOCOL} of torch's old format, got another")
-    system = PickleMachine(view, plain, protocol.position)
+    system = PickleMachine(view, plain, protocol.position, shared)
     information = system.load()
     if isinstance(information, dict) and information.get("little_endian") is False:
         raise Refused("expected little-endian data, got big-endian")
     storages = StreamStorages(budget)
-    body = PickleMachine(view, CheckpointBuilder(allowed, budget, storages.load, depth), system.position)
+    body = PickleMachine(view, CheckpointBuilder(allowed, budget, storages.load, depth), system.position, shared)
     value = body.load()
-    keys = PickleMachine(view, plain, body.position)
+    keys = PickleMachine(view, plain, body.position, shared)
     storages.fill(view, keys.load(), keys.position)
     return value.flat if isinstance(value, Storage) else value
 
@@ -208,7 +223,9 @@ class CheckpointBuilder:
         for part in state if isinstance(state, tuple) else (state,):
             if isinstance(part, dict):
                 self.budget.take_items(part)
-                target.state.update({str(key): value for key, value in part.items()})
+                if any(type(key) is not str for key in part):
+                    raise Refused(f"an attribute of '{target.class_path}' has a name that is no text")
+                target.state.update(part)
             elif part is not None:
                 raise Refused(f"the state of '{target.class_path}' is a {type(part).__name__}, not a dictionary")
 
@@ -277,11 +294,14 @@ def _persistent_object(builder: CheckpointBuilder, record: object) -> LegacyObje
     """A module pickled together with its source text: keep class name and state, drop the source."""
     if not isinstance(record, dict) or not isinstance(record.get("state"), dict):
         raise Refused("it holds a module record without a state")
-    name = record.get("class_name")
+    name, kind, source = record.get("class_name"), record.get("type", "class"), record.get("module_src")
     if type(name) is not str or not re.fullmatch(r"\w{1,100}", name):
         raise Refused("it holds a module record without a class name")
-    builder.budget.take_items(record["state"])
-    return LegacyObject(f"persistent.{name}", dict(record["state"]))
+    if kind != "class":
+        raise Refused(f"it holds a module record of the unknown type {str(kind)[:40]!r}, expected 'class'")
+    made = LegacyObject(f"{PERSISTENT}{name}", {}, len(source) if type(source) is str else None)
+    builder.set_state(made, record["state"])
+    return made
 
 
 @dataclass(frozen=True)
@@ -304,6 +324,7 @@ def _numpy_scalar(builder: CheckpointBuilder, kind: _NumpyType, data: bytes) -> 
 def _encode(builder: CheckpointBuilder, text: str, encoding: str) -> bytes:
     if type(text) is not str or encoding not in ("latin1", "latin-1"):
         raise Refused("it encodes text in an unusual way")
+    builder.budget.take(len(text), "a text that is encoded again and again")
     return text.encode("latin-1")
 
 

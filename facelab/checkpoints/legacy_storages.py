@@ -9,16 +9,16 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from facelab.checkpoints.pickle_machine import Refused
+from facelab.checkpoints.pickle_machine import Operations, Refused
 from facelab.errors import UserError
 
-_MAX_EXPANDED = 1 << 28  # elements that stride-0 views may claim beyond their storage, for a whole file
+_MAX_EXPANDED = 1 << 27  # elements that stride-0 views may claim beyond their storage, for a whole file
 # What Python's zip reader raises on damaged archives.
 ARCHIVE_ERRORS = (
     zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, RuntimeError, ValueError, OverflowError,
@@ -59,6 +59,7 @@ class Budget:
 
     bytes_left: int
     expanded_left: int = _MAX_EXPANDED
+    operations: Operations = field(default_factory=Operations)
 
     def take(self, count: int, what: str) -> None:
         """Pay for ``count`` bytes; Refused when the file cannot have so many."""

@@ -3,7 +3,8 @@
 
 Python's own unpickler imports and calls whatever a file names, allocates what a file claims and hashes what a file
 nests. This one knows the opcodes that checkpoints use and hands the three that reach outside (global, call, state) to
-a :class:`Builder`; every length is checked against the bytes that are there, so cost is bounded by the file's size.
+a :class:`Builder`; every length is checked against the bytes that are there, and a whole file has a limited number of
+operations, so that memory is bounded by the file's size and time by a second or so.
 """
 
 from __future__ import annotations
@@ -11,18 +12,26 @@ from __future__ import annotations
 import codecs
 import pickle
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Protocol
 
-MAX_OPERATIONS = 5_000_000  # the largest official file has some hundred thousand
+MAX_OPERATIONS = 1_000_000  # the largest official file has some hundred thousand
 MAX_DEPTH = 200  # nesting of the result
-_MAX_LINE = 1 << 16
+_REACHES = (256, 1024, 4096, 1 << 14, 1 << 16)  # bytes looked at for the end of a line of text
 _MAX_INTEGER_BYTES = 64
 _MAX_KEY = 1 << 60  # integers below this hash to themselves: no crafted collisions
 
 
 class Refused(Exception):
     """Why a file is not read; the caller adds the file's name."""
+
+
+@dataclass
+class Operations:
+    """What is left for one file, pickles inside its byte strings included."""
+
+    left: int = MAX_OPERATIONS
 
 
 class Builder(Protocol):
@@ -45,11 +54,17 @@ class Builder(Protocol):
 
 
 class PickleMachine:
-    """Interpret one pickle in ``data`` from ``position`` on; ``position`` is behind it afterwards."""
+    """Interpret one pickle in ``data`` from ``position`` on; ``position`` is behind it afterwards.
 
-    def __init__(self, data: memoryview, builder: Builder, position: int = 0) -> None:
+    ``operations`` is shared between the pickles of one file.
+    """
+
+    def __init__(
+        self, data: memoryview, builder: Builder, position: int = 0, operations: Operations | None = None
+    ) -> None:
         self.data = data
         self.position = position
+        self._operations = operations or Operations()
         self._builder = builder
         self._memo: dict[int, object] = {}
         self._stack: list = []
@@ -68,15 +83,20 @@ class PickleMachine:
         return value
 
     def _run(self) -> object:
-        for _ in range(MAX_OPERATIONS):
-            opcode = self._read(1)[0]
+        operations, data, size = self._operations, self.data, len(self.data)
+        while operations.left > 0:
+            if self.position >= size:
+                raise Refused(f"the file is cut off: its pickle does not end within {size} bytes")
+            opcode = data[self.position]
+            self.position += 1
             if opcode == _STOP:
                 return self._stack.pop()
             handler = _HANDLERS.get(opcode)
             if handler is None:
                 raise Refused(f"it uses pickle opcode {bytes([opcode])!r}, which checkpoints do not need")
+            operations.left -= _COSTS.get(opcode, 1)
             handler(self)
-        raise Refused(f"it needs more than {MAX_OPERATIONS} pickle operations")
+        raise Refused(f"it needs more than {MAX_OPERATIONS} pickle operations, which no checkpoint does")
 
     # Reading
 
@@ -94,7 +114,7 @@ class PickleMachine:
         return struct.unpack("<" + code, self._read(struct.calcsize("<" + code)))[0]
 
     def _line(self) -> str:
-        for reach in (256, _MAX_LINE):  # nearly every line is short
+        for reach in _REACHES:  # nearly every line is short
             window = bytes(self.data[self.position : self.position + reach])
             end = window.find(b"\n")
             if end >= 0:
@@ -226,23 +246,36 @@ def check_key(key: object) -> object:
 
 
 def check_depth(value: object) -> None:
-    """Refuse a result nested deeper than :data:`MAX_DEPTH`; without recursion, each object looked at once."""
-    seen: set[int] = set()
-    pending: list[tuple[object, int]] = [(value, 0)]
+    """Refuse a result nested deeper than :data:`MAX_DEPTH`; without recursion, each container looked at once.
+
+    The depth is that of the longest way down, where what contains itself is not followed a second time.
+    """
+    heights: dict[int, int] = {}  # finished containers; 0 while one is still open
+    pending: list[tuple[object, Iterable | None]] = [(value, None)]
     while pending:
-        item, depth = pending.pop()
-        if isinstance(item, (dict, list, tuple, set, frozenset)):
-            children = list(item.values()) if isinstance(item, dict) else item
-        elif type(getattr(item, "state", None)) is dict:
-            children = list(item.state.values())  # type: ignore[attr-defined]
-        else:
+        item, children = pending.pop()
+        if children is None:
+            children = _children(item)
+            if children is None or id(item) in heights:
+                continue
+            heights[id(item)] = 0
+            pending.append((item, children))
+            pending.extend((child, None) for child in children)
             continue
-        if id(item) in seen:
-            continue
-        seen.add(id(item))
-        if depth > MAX_DEPTH:
+        height = 1 + max((heights.get(id(child), 0) for child in children), default=0)
+        if height > MAX_DEPTH + 1:
             raise Refused(f"it is nested deeper than {MAX_DEPTH} levels")
-        pending.extend((child, depth + 1) for child in children)
+        heights[id(item)] = height
+
+
+def _children(item: object) -> Iterable | None:
+    """What a container or record holds; None for anything else."""
+    if isinstance(item, dict):
+        return item.values()
+    if isinstance(item, (list, tuple, set, frozenset)):
+        return item
+    state = getattr(item, "state", None)
+    return state.values() if type(state) is dict else None
 
 
 def _handlers() -> dict[int, Callable[[PickleMachine], object]]:
@@ -315,3 +348,12 @@ def _handlers() -> dict[int, Callable[[PickleMachine], object]]:
 
 _HANDLERS = _handlers()
 _STOP = pickle.STOP[0]
+# Opcodes that cost more time than others; what makes containers also makes Python's memory management look at them.
+_COSTS = {
+    opcode[0]: cost
+    for cost, opcodes in {
+        3: (pickle.EMPTY_SET, pickle.BUILD, pickle.FROZENSET, pickle.GLOBAL, pickle.STACK_GLOBAL),
+        6: (pickle.REDUCE, pickle.NEWOBJ, pickle.OBJ, pickle.INST, pickle.BINPERSID),
+    }.items()
+    for opcode in opcodes
+}

@@ -65,7 +65,7 @@ class _ScriptBuilder(CheckpointBuilder):
 def _load(archive: zipfile.ZipFile, root: str, name: str, size: int, budget: Budget) -> object:
     reader = ZipStorages(archive, root, size, budget, folder=name)
     builder = _ScriptBuilder((*ALLOWED_CLASSES, "__torch__.*"), budget, reader.load)
-    return PickleMachine(memoryview(reader.read(f"{name}.pkl")), builder).load()
+    return PickleMachine(memoryview(reader.read(f"{name}.pkl")), builder, operations=budget.operations).load()
 
 
 def _collect(value: object, tensors: OrderedDict[str, Tensor]) -> None:
