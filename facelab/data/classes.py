@@ -59,6 +59,7 @@ PAINT_ORDER: tuple[str, ...] = CLASSES[1:]  # part masks are painted in this ord
 LEFT_RIGHT: tuple[tuple[int, int], ...] = ((4, 5), (6, 7), (8, 9))
 
 SOFGAN_TO_CELEBA: tuple[int, ...] = (0, 1, 6, 7, 4, 5, 2, 2, 10, 11, 12, 8, 9, 15, 3, 17, 16, 18, 13, 14)
+BISENET19_TO_CELEBA: tuple[int, ...] = (0, 1, 6, 7, 4, 5, 3, 8, 9, 15, 2, 10, 11, 12, 17, 16, 18, 13, 14)
 
 
 def _exchange_table() -> tuple[int, ...]:
