@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import datetime
+import importlib
 import os
 import time
 import uuid
@@ -159,6 +160,11 @@ def join(rank: int, world: int, local_rank: int, kind: str, url: str) -> Distrib
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if world > 1:
+        # The default arguments of this module are the group of the moment of its import. Imported later (the first
+        # step of an optimizer does), it would keep the group alive past leave(), and gloo's threads into the end of
+        # the interpreter, where they abort.
+        importlib.import_module("torch.distributed.nn.functional")
+
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         store, rank, world = next(rendezvous(url, rank, world, timeout=TIMEOUT))
         store = dist.PrefixStore(_agree_on_token(store, rank, world), store)

@@ -21,6 +21,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(CHECKOUT)}
 
 SCRIPT = """
+import os
 import sys
 from pathlib import Path
 from facelab.errors import UserError
@@ -32,7 +33,10 @@ if __name__ == "__main__":
     staged = config(train={"max_steps": steps}, log={"every": 1}, checkpoint={"every": 2})
     options = {"device": "cpu"} if processes == 0 else {"device": "cpu", "processes": processes}
     try:
-        sys.exit(launch(train, ("fenerf", staged, folder, sys.argv[5], slow), **options))
+        code = launch(train, ("fenerf", staged, folder, sys.argv[5], slow), **options)
+        names = [Path(f"/proc/self/task/{task}/comm").read_text().strip() for task in os.listdir("/proc/self/task")]
+        (folder / f"threads_{os.environ.get('RANK', 0)}").write_text(" ".join(names))
+        sys.exit(code)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -113,6 +117,8 @@ def test_two_nodes_train_and_equal_one_process(tmp_path: Path) -> None:
     for node in nodes:
         _, errors = node.communicate(timeout=150)
         assert node.returncode == 0, errors
+    for rank in range(2):  # the group is really gone: gloo's threads would abort at the end of the interpreter
+        assert "gloo" not in (tmp_path / "run" / f"threads_{rank}").read_text()
     staged = config(train={"max_steps": 3}, log={"every": 1}, checkpoint={"every": 2})
     run("fenerf", staged, tmp_path / "one")
     assert_close_runs(tmp_path / "one", tmp_path / "run")
