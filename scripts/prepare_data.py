@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""python scripts/prepare_data.py celebamask-hq SRC DST | ffhq IMAGES MASKS DST | synthetic DST | check DIR"""
+"""python scripts/prepare_data.py celebamask-hq SRC DST | ffhq IMAGES MASKS DST | masks IMAGES OUT --parser FILE | ..."""
 
-from facelab.data.commands import main
+from facelab.cli.prepare import prepare_data
 
 if __name__ == "__main__":
-    main()
+    prepare_data()

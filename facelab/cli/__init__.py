@@ -15,8 +15,9 @@ COMMANDS = {  # name -> (module, attribute)
     "export-model": ("facelab.cli.export", "export_command"),
     "model-card": ("facelab.cli.card", "card_command"),
     "compute-metrics": ("facelab.cli.metrics", "compute_metrics"),
-    "prepare-data": ("facelab.data.commands", "prepare_data"),
-    "make-synthetic-heads": ("facelab.data.synthetic_command", "command"),
+    "prepare-data": ("facelab.cli.prepare", "prepare_data"),
+    "make-synthetic-heads": ("facelab.data.synthetic_command", "main"),
+    "train-parser": ("facelab.cli.parser", "train_parser"),
     "weights": ("facelab.cli.weights", "weights"),
     "quickstart": ("facelab.cli.quickstart", "quickstart"),
 }
