@@ -1,0 +1,348 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plain torch twins of the filter and activation ops: the specification, the fallback and the test oracle.
+
+Differentiable to any order by autograd, on any device. Sums are taken in float32 for float16 and
+bfloat16 inputs (float64 for float64) and rounded once at the end. Shapes are N, C, H, W.
+Sources: StyleGAN2 (arXiv 1912.04958) and StyleGAN3 (arXiv 2106.12423), from their formulas.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Pair = int | Sequence[int]  # an int for both axes, or [x, y]
+Padding = int | Sequence[int]  # an int, [x, y] or [x0, x1, y0, y1]
+SELU_SCALE, SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
+
+
+# ---------------------------------------------------------------- arguments
+
+
+def pair(value: Pair, name: str) -> tuple[int, int]:
+    """An int or [x, y] -> (x, y), each at least 1. ValueError otherwise."""
+    x, y = (value, value) if isinstance(value, int) else (int(v) for v in value) if len(value) == 2 else (0, 0)
+    if x < 1 or y < 1:
+        raise ValueError(f"{name} is {value!r}, expected a positive int or two of them, [x, y]")
+    return x, y
+
+
+def pads(value: Padding) -> tuple[int, int, int, int]:
+    """An int, [x, y] or [x0, x1, y0, y1] -> (x0, x1, y0, y1). ValueError otherwise."""
+    if isinstance(value, int):
+        return value, value, value, value
+    numbers = tuple(int(v) for v in value)
+    if len(numbers) == 2:
+        x, y = numbers
+        return x, x, y, y
+    if len(numbers) != 4:
+        raise ValueError(f"padding is {value!r}, expected an int, [x, y] or [x0, x1, y0, y1]")
+    return numbers
+
+
+def filter_size(f: Tensor | None) -> tuple[int, int]:
+    """(width, height) of a filter; None is one tap. ValueError for a filter that is not 1-D or 2-D."""
+    if f is None:
+        return 1, 1
+    if f.ndim not in (1, 2) or f.numel() == 0:
+        raise ValueError(f"the filter has shape {tuple(f.shape)}, expected (taps,) or (height, width)")
+    return int(f.shape[-1]), int(f.shape[0])
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which sums over ``dtype`` are taken."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """True when an op on ``x`` (N, C, H, W) returns a channels-last result."""
+    return x.ndim == 4 and x.shape[1] > 1 and x.stride(1) == 1 and not x.is_contiguous()
+
+
+def memory_format(x: Tensor) -> torch.memory_format:
+    """The format that an op on ``x`` keeps: channels-last, or contiguous."""
+    return torch.channels_last if is_channels_last(x) else torch.contiguous_format
+
+
+# ---------------------------------------------------------------- filters
+
+
+def setup_filter(
+    f: Tensor | Sequence[float] | Sequence[Sequence[float]] | float | None,
+    device: torch.device | str | None = None,
+    normalize: bool = True,
+    flip_filter: bool = False,
+    gain: float = 1,
+    separable: bool | None = None,
+) -> Tensor:
+    """Prepare filter taps for :func:`upfirdn2d`.
+
+    Args:
+        f: taps (n,) or (h, w), a number (one tap), or None (the identity).
+        device: where the result lies; default: where ``f`` does.
+        normalize: divide by the sum, so that a constant picture stays as it is.
+        flip_filter: reverse the taps along every axis.
+        gain: factor of the whole 2-D filter; a 1-D result carries its square root, since it is applied twice.
+        separable: keep 1-D taps 1-D; None: where there are 8 or more of them. False: outer product.
+
+    Returns:
+        (n,) or (h, w) float32.
+
+    Raises:
+        ValueError: not 0-, 1- or 2-D, empty, or 2-D and ``separable``.
+    """
+    taps = torch.as_tensor(1.0 if f is None else f, dtype=torch.float32, device=device)
+    if taps.ndim > 2 or taps.numel() == 0:
+        raise ValueError(f"filter taps have shape {tuple(taps.shape)}, expected (), (taps,) or (height, width)")
+    taps = taps.reshape(1) if taps.ndim == 0 else taps
+    if separable is None:
+        separable = taps.ndim == 1 and taps.numel() >= 8
+    if separable and taps.ndim == 2:
+        raise ValueError(f"separable=True needs 1-D taps, got {tuple(taps.shape)}")
+    if not separable and taps.ndim == 1:
+        taps = torch.outer(taps, taps)
+    if normalize:
+        taps = taps / taps.sum()
+    if flip_filter:
+        taps = taps.flip(list(range(taps.ndim)))
+    return taps * gain ** (taps.ndim / 2)
+
+
+def output_size(
+    height: int, width: int, taps: tuple[int, int], up: tuple[int, int], down: tuple[int, int], padding: Sequence[int]
+) -> tuple[int, int]:
+    """(height, width) of an :func:`upfirdn2d` result; ``taps`` is (width, height) of the filter.
+
+    ValueError when the padded picture is smaller than the filter.
+    """
+    x0, x1, y0, y1 = padding
+    padded_w, padded_h = width * up[0] + x0 + x1, height * up[1] + y0 + y1
+    if padded_w < taps[0] or padded_h < taps[1]:
+        raise ValueError(
+            f"a picture of {height}x{width} is {padded_h}x{padded_w} after upsampling and padding, "
+            f"smaller than the {taps[1]}x{taps[0]} filter; give more padding"
+        )
+    return (padded_h - taps[1]) // down[1] + 1, (padded_w - taps[0]) // down[0] + 1
+
+
+def upfirdn2d(
+    x: Tensor,
+    f: Tensor | None,
+    up: Pair = 1,
+    down: Pair = 1,
+    padding: Padding = 0,
+    flip_filter: bool = False,
+    gain: float = 1,
+) -> Tensor:
+    """Insert zeros, pad or crop, filter, keep every ``down``-th sample.
+
+    y[oy, ox] = gain * sum_{j,i} g[j, i] xu[oy * down + j - y0, ox * down + i - x0], where xu[k] is x[k / up]
+    where ``up`` divides k, else 0, and g is ``f`` if ``flip_filter`` (correlation) else ``f`` reversed
+    (convolution).
+
+    Args:
+        x: (N, C, H, W), float16, bfloat16, float32 or float64.
+        f: (fh, fw); (n,), applied along both axes; or None, the identity.
+        up, down: factors, int or [x, y].
+        padding: int, [x, y] or [x0, x1, y0, y1] in upsampled pixels; negative numbers crop.
+        flip_filter: see above.
+        gain: factor of the result.
+
+    Returns:
+        (N, C, oH, oW) with oW = (W * up + x0 + x1 - fw) // down + 1, in the dtype and memory format of ``x``.
+
+    Raises:
+        ValueError: a bad argument, or a padded picture smaller than the filter.
+    """
+    (ux, uy), (dx, dy), padding = pair(up, "up"), pair(down, "down"), pads(padding)
+    size = filter_size(f)
+    height, width = output_size(x.shape[2], x.shape[3], size, (ux, uy), (dx, dy), padding)
+    if x.shape[0] * x.shape[1] == 0:
+        return x.new_zeros(x.shape[0], x.shape[1], height, width) + x.sum()
+    dtype = accumulator(x.dtype)
+    taps = torch.ones(1, 1, device=x.device) if f is None else f
+    taps = taps.to(dtype)
+    taps = taps if flip_filter else taps.flip(list(range(taps.ndim)))
+    y = x.to(dtype).contiguous()
+    if ux > 1 or uy > 1:
+        n, c, h, w = y.shape
+        y = F.pad(y.reshape(n, c, h, 1, w, 1), (0, ux - 1, 0, 0, 0, uy - 1)).reshape(n, c, h * uy, w * ux)
+    y = F.pad(y, list(padding))
+    if taps.ndim == 2:
+        y = _depthwise(y, taps * gain, dx, dy)
+    else:
+        y = _depthwise(_depthwise(y, taps[None] * gain, dx, 1), taps[:, None], 1, dy)
+    return y.to(x.dtype).contiguous(memory_format=memory_format(x))
+
+
+def _depthwise(x: Tensor, taps: Tensor, stride_x: int, stride_y: int) -> Tensor:
+    """Correlate every plane of x (N, C, H, W) with taps (fh, fw)."""
+    channels = x.shape[1]
+    return F.conv2d(x, taps[None, None].expand(channels, 1, *taps.shape), stride=(stride_y, stride_x), groups=channels)
+
+
+def transposed_arguments(
+    shape: Sequence[int],
+    out: Sequence[int],
+    taps: tuple[int, int],
+    up: Sequence[int],
+    down: Sequence[int],
+    p: Sequence[int],
+) -> tuple[int, int, int, int]:
+    """Padding with which upfirdn2d (up and down exchanged, flip inverted) is the gradient of upfirdn2d.
+
+    Args:
+        shape, out: (height, width) of input and output.
+        taps: (width, height) of the filter.
+        up, down: [x, y].
+        p: [x0, x1, y0, y1].
+    """
+    return (
+        taps[0] - p[0] - 1,
+        shape[1] * up[0] - out[1] * down[0] + p[0] - up[0] + 1,
+        taps[1] - p[2] - 1,
+        shape[0] * up[1] - out[0] * down[1] + p[2] - up[1] + 1,
+    )
+
+
+def filter2d_padding(f: Tensor | None, padding: Padding) -> tuple[int, int, int, int]:
+    """Padding with which a filter keeps the size of its picture, plus ``padding``."""
+    (fw, fh), (x0, x1, y0, y1) = filter_size(f), pads(padding)
+    return x0 + fw // 2, x1 + (fw - 1) // 2, y0 + fh // 2, y1 + (fh - 1) // 2
+
+
+def upsample2d_padding(f: Tensor | None, up: tuple[int, int], padding: Padding) -> tuple[int, int, int, int]:
+    """Padding with which upsampling multiplies the size by ``up`` (x, y), plus ``padding``."""
+    (fw, fh), (x0, x1, y0, y1), (ux, uy) = filter_size(f), pads(padding), up
+    return x0 + (fw + ux - 1) // 2, x1 + (fw - ux) // 2, y0 + (fh + uy - 1) // 2, y1 + (fh - uy) // 2
+
+
+def downsample2d_padding(f: Tensor | None, down: tuple[int, int], padding: Padding) -> tuple[int, int, int, int]:
+    """Padding with which downsampling divides the size by ``down`` (x, y), plus ``padding``."""
+    (fw, fh), (x0, x1, y0, y1), (dx, dy) = filter_size(f), pads(padding), down
+    return x0 + (fw - dx + 1) // 2, x1 + (fw - dx) // 2, y0 + (fh - dy + 1) // 2, y1 + (fh - dy) // 2
+
+
+# ---------------------------------------------------------------- activations
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An activation f with its default parameter and gain.
+
+    ``curved``: its second derivative is not zero everywhere, so a second order needs the input.
+    """
+
+    function: Callable[[Tensor, float], Tensor]
+    alpha: float
+    gain: float
+    curved: bool
+
+
+def _selu(x: Tensor, alpha: float) -> Tensor:
+    return SELU_SCALE * torch.where(x >= 0, x, SELU_ALPHA * torch.expm1(x.clamp(max=0)))
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "linear": Activation(lambda x, alpha: x, 0.0, 1.0, False),
+    "relu": Activation(lambda x, alpha: x.relu(), 0.0, math.sqrt(2), False),
+    "lrelu": Activation(lambda x, alpha: torch.where(x > 0, x, x * alpha), 0.2, math.sqrt(2), False),
+    "tanh": Activation(lambda x, alpha: x.tanh(), 0.0, 1.0, True),
+    "sigmoid": Activation(lambda x, alpha: x.sigmoid(), 0.0, 1.0, True),
+    "elu": Activation(lambda x, alpha: torch.where(x >= 0, x, torch.expm1(x.clamp(max=0))), 0.0, 1.0, True),
+    "selu": Activation(_selu, 0.0, 1.0, True),
+    "softplus": Activation(lambda x, alpha: F.softplus(x, threshold=40.0), 0.0, 1.0, True),
+    "swish": Activation(lambda x, alpha: x * x.sigmoid(), 0.0, math.sqrt(2), True),
+}
+
+
+def activation(act: str) -> Activation:
+    """The entry of :data:`ACTIVATIONS`. ValueError for an unknown name."""
+    if act not in ACTIVATIONS:
+        raise ValueError(f"act is {act!r}, expected one of {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[act]
+
+
+def activation_gain(act: str) -> float:
+    """The gain that :func:`bias_act` gives an activation by default; it keeps the variance of a unit normal."""
+    return activation(act).gain
+
+
+def bias_act(
+    x: Tensor,
+    b: Tensor | None = None,
+    dim: int = 1,
+    act: str = "linear",
+    alpha: float | None = None,
+    gain: float | None = None,
+    clamp: float | None = None,
+) -> Tensor:
+    """clamp(gain * act(x + b), -clamp, clamp).
+
+    A value that reaches the clamp passes no gradient, at the boundary either (float16 saturates onto it).
+
+    Args:
+        x: any shape.
+        b: (x.shape[dim],), or None. Cast to the dtype of ``x``.
+        dim: the axis that ``b`` lies along.
+        act: a key of :data:`ACTIVATIONS`.
+        alpha: slope of lrelu for negative inputs; None = 0.2. The others ignore it.
+        gain: factor; None = the activation's own.
+        clamp: bound of the result, >= 0; None = none.
+
+    Returns:
+        Shape, dtype and memory format of ``x``.
+
+    Raises:
+        ValueError: an unknown activation, a negative clamp, or a bias that does not fit.
+    """
+    entry = activation(act)
+    alpha = entry.alpha if alpha is None else float(alpha)
+    gain = entry.gain if gain is None else float(gain)
+    check_bias(x, b, dim, clamp)
+    y = x.to(accumulator(x.dtype))
+    if b is not None:
+        y = y + b.to(x.dtype).to(y.dtype).reshape([-1 if i == dim % x.ndim else 1 for i in range(x.ndim)])
+    y = entry.function(y, alpha) * gain
+    y = y.to(x.dtype)
+    if clamp is not None:
+        bounded = y.clamp(-clamp, clamp)
+        y = torch.where(y.abs() < clamp, y, bounded.detach())
+    return y
+
+
+def check_bias(x: Tensor, b: Tensor | None, dim: int, clamp: float | None) -> None:
+    """ValueError when a bias does not fit ``x`` along ``dim``, or a clamp is negative."""
+    if clamp is not None and not clamp >= 0:
+        raise ValueError(f"clamp is {clamp}, expected a number >= 0 or None")
+    if not x.is_floating_point():
+        raise ValueError(f"x is {x.dtype}, expected a floating point tensor")
+    if b is None:
+        return
+    if not -x.ndim <= dim < x.ndim:
+        raise ValueError(f"dim is {dim}, expected an axis of a tensor of shape {tuple(x.shape)}")
+    if b.ndim != 1 or b.shape[0] != x.shape[dim]:
+        raise ValueError(f"the bias has shape {tuple(b.shape)}, expected ({x.shape[dim]},) for dim {dim} of the input")
+
+
+# ---------------------------------------------------------------- small ones
+
+
+def fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """a * b + c with broadcasting."""
+    return torch.addcmul(c, a, b)
+
+
+def grid_sample_2d(x: Tensor, grid: Tensor) -> Tensor:
+    """Bilinear reads of x (N, C, H, W) at grid (N, h, w, 2) in [-1, 1] -> (N, C, h, w).
+
+    Zeros outside, corners not aligned (-1 is the outer edge of the first pixel). First and second order
+    gradients, of ``x`` and of ``grid``; under autocast it runs in the dtype of its inputs.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        return F.grid_sample(x, grid.to(x.dtype), mode="bilinear", padding_mode="zeros", align_corners=False)
