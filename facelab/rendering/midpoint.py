@@ -21,7 +21,7 @@ from facelab.fields.output import BoundField, FieldOutput
 from facelab.rendering.integrators import TRANSMITTANCE_EPS, RenderOutput
 from facelab.rendering.ray_samplers import RayNoise, SampleSet, points_along, sample_pdf
 from facelab.rendering.settings import RenderSettings
-from facelab.rendering.volume_renderer import render_chunks
+from facelab.rendering.volume_renderer import render_chunks, surface_normals
 
 DENSITY_SHIFT = 1.0  # subtracted from raw density before the softplus
 IMPORTANCE_FLOOR = 0.01  # added to the blurred weights that place the fine samples
@@ -190,6 +190,8 @@ def render_midpoints(
                 values = add_noise(field(found.points, part.directions), part_noise.fine if index else None)
             samples.append((found.t, values))
         output = integrator(samples)
+        if settings.normals:
+            output = replace(output, normals=surface_normals(field, part, output))
         return output if keep_weights else replace(output, weights=None, t=None)
 
     return chunk(rays, noise) if settings.reference else render_chunks(chunk, rays, noise, settings)

@@ -96,7 +96,7 @@ def _render_chunk(
     t, values = merge_samples(sampler(rays, field, noise), field, directions)
     output = integrator(t, values, noise.final)
     if settings.normals:
-        output = replace(output, normals=_surface_normals(field, rays, output))
+        output = replace(output, normals=surface_normals(field, rays, output))
     return output if keep_weights else replace(output, weights=None, t=None)
 
 
@@ -109,7 +109,7 @@ def merge_samples(sets: list[SampleSet], field: BoundField, directions: Tensor) 
     return t, FieldOutput.cat(outputs).select(order)
 
 
-def _surface_normals(field: BoundField, rays: Rays, output: RenderOutput) -> Tensor:
+def surface_normals(field: BoundField, rays: Rays, output: RenderOutput) -> Tensor:
     """Unit normals -grad sigma at the expected depth; zero where the ray is empty."""
     depth = (output.depth / output.opacity.clamp_min(1e-6)).detach()
     with torch.enable_grad():
