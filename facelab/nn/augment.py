@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cuda_ops.upfirdn2d import downsample2d, setup_filter, upsample2d
+from cuda_ops import downsample2d, setup_filter, upsample2d
 from facelab.draws import Draws
 
 SYM6 = (

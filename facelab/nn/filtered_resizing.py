@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cuda_ops.upfirdn2d import downsample2d, filter2d, setup_filter, upsample2d
+from cuda_ops import downsample2d, filter2d, setup_filter, upsample2d
 
 FilterMode = Literal["antialiased", "classic", "none"]
 TAPS = (1.0, 3.0, 3.0, 1.0)

@@ -1,9 +1,129 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The order in which the original sees its pictures."""
+"""Training pictures with cameras: a data set or synthetic heads, and the cameras to generate from."""
 
 from __future__ import annotations
 
+import functools
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
 import numpy as np
+import torch
+from torch import Tensor
+
+from facelab.cameras.camera import Camera
+from facelab.data.batch import Batch
+from facelab.data.eg3d_labels import mirror_label
+from facelab.data.loader import ImageStream
+from facelab.data.samplers import ResumableSampler
+from facelab.draws import Draws
+from facelab.errors import UserError
+
+
+class Pictures(Protocol):
+    """An endless stream of pictures with cameras, and all its labels."""
+
+    labels: Tensor
+
+    def batch(self, first_image: int, count: int, /) -> Batch: ...
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """Cameras to generate from: rows of the data set, drawn uniformly.
+
+    Attributes:
+        labels: (L, 25) float32 on the CPU.
+    """
+
+    labels: Tensor
+
+    def draw(self, draws: Draws, name: str, count: int) -> Tensor:
+        """(count, 25), a pure function of the draws."""
+        place = (draws.uniform(name, (count,), dtype=torch.float64) * len(self.labels)).long()
+        return self.labels[place]
+
+    @property
+    def std(self) -> Tensor:
+        """(25,) population standard deviation."""
+        return self.labels.double().std(dim=0, correction=0).float()
+
+
+class DatasetPictures(ImageStream):
+    """A data set with labels as an endless stream.
+
+    Args:
+        dataset: an :class:`facelab.data.eg3d_dataset.Eg3dDataset`; its ``flips`` mirrors half of the samples.
+        seed: of the order and the mirroring.
+        windowed: the original's order instead of ours.
+    """
+
+    def __init__(self, dataset: Any, seed: int, windowed: bool = False) -> None:
+        super().__init__(dataset, seed)
+        if windowed:
+            self.sampler = WindowedSampler(len(dataset), seed)  # type: ignore[assignment]
+        stored = dataset.labels
+        self.labels = torch.cat([stored, mirror_label(stored)]) if self.flip else stored
+
+
+class HeadPictures:
+    """Synthetic heads, drawn once, with cameras at EG3D's distance.
+
+    Args:
+        count: heads in the pool.
+        size: pixels.
+        seed: of the heads and of their order.
+        yaw_std, pitch_std: of the camera around the frontal view, radians.
+        fov: full field of view in degrees.
+        radius: the unit sphere of the heads' cameras becomes a sphere of this radius; the pictures stay the same.
+        windowed: the original's order instead of ours.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        size: int,
+        seed: int,
+        yaw_std: float,
+        pitch_std: float,
+        fov: float,
+        radius: float,
+        windowed: bool = False,
+    ) -> None:
+        pool = head_pool(count, size, seed, yaw_std, pitch_std, fov)
+        camera = pool.camera
+        assert camera is not None
+        cam2world = camera.cam2world.clone()
+        cam2world[:, :3, 3] *= radius
+        self.pool = replace(pool, camera=Camera(cam2world, camera.intrinsics, camera.angles))
+        self.labels = Camera(cam2world, camera.intrinsics).label()
+        self.sampler = WindowedSampler(count, seed) if windowed else ResumableSampler(count, seed)
+
+    def batch(self, first_image: int, count: int) -> Batch:
+        """Samples ``first_image`` .. ``first_image + count - 1`` of the stream, on the CPU."""
+        return self.pool.select(torch.tensor(self.sampler.indices_for_chunk(first_image, count)))
+
+
+@functools.lru_cache(maxsize=2)
+def head_pool(count: int, size: int, seed: int, yaw_std: float, pitch_std: float, fov: float) -> Batch:
+    """Synthetic heads as one batch, pixel centres at (i + 0.5) / size as EG3D has them; drawn once in a process.
+
+    UserError for fewer than one head.
+    """
+    from facelab.data.synthetic import SyntheticHeads
+
+    if count < 1:
+        raise UserError(f"data.heads must be at least 1, got {count}")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    heads = SyntheticHeads(seed, size, device=device, fov=fov, yaw_std=yaw_std, pitch_std=pitch_std, grid="centers")
+    parts = []
+    for start in range(0, count, HEADS_AT_A_TIME):
+        drawn = heads.batch(range(start, min(start + HEADS_AT_A_TIME, count))).as_batch()
+        parts.append(Batch(image=drawn.image, camera=drawn.camera).to("cpu"))
+    return Batch.collate(parts)
+
+
+HEADS_AT_A_TIME = 64
 
 
 class WindowedSampler:

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from cuda_ops.upfirdn2d import downsample2d, setup_filter
+from cuda_ops import downsample2d, setup_filter
 from facelab.nn.filtered_resizing import bilinear
 from facelab.nn.stylegan2.layers import FILTER, EqualizedConv2d, FullyConnected, reset_children
 from facelab.nn.stylegan2.mapping import MappingNetwork
