@@ -20,6 +20,9 @@ from facelab.bases.eg3d.keys import (
 from facelab.nn.stylegan2 import MappingNetwork, Superresolution, SynthesisNetwork
 from tests.golden.harness import Arrays, Meta, detfill, given
 
+RENAMED = {"fused_modconv_default": "fused_modconv"}
+NOT_OURS = ("num_ws", "fp16_channels_last")  # follows from the resolution; an argument of the call with us
+
 
 def fill(module: nn.Module, rules: Rules, meta: Meta, seed_offset: int = 0) -> nn.Module:
     """Detfill weights by official key, through the renaming and back; evaluation mode."""
@@ -57,8 +60,9 @@ def mapping(meta: Meta, arrays: Arrays) -> dict[str, Tensor]:
 def backbone(meta: Meta, arrays: Arrays) -> dict[str, Tensor]:
     networks: dict[str, SynthesisNetwork] = {}
     for name, config in meta["config"].items():
-        network = SynthesisNetwork(**{key: value for key, value in config.items() if key != "num_ws"})
-        assert network.num_ws == config["num_ws"]
+        options = {RENAMED.get(key, key): value for key, value in config.items() if key not in NOT_OURS}
+        network = SynthesisNetwork(**options)
+        assert network.num_ws == config.get("num_ws", network.num_ws)
         fill(network, synthesis_rules(), meta)
         networks[name] = network
     outputs = {}
@@ -73,6 +77,8 @@ def superresolution_of(meta: Meta, variant: str) -> tuple[Superresolution, dict[
     config = meta["config"][variant]
     module = Superresolution(
         superresolution_kind(config["cls"]),
+        in_channels=meta["inputs"]["x"][1],
+        w_dim=meta["inputs"]["ws"][2],
         num_fp16_res=config["sr_num_fp16_res"],
         antialias=config["sr_antialias"],
     )
