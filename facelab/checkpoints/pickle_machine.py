@@ -252,20 +252,25 @@ def check_depth(value: object) -> None:
     """
     heights: dict[int, int] = {}  # finished containers; 0 while one is still open
     pending: list[tuple[object, Iterable | None]] = [(value, None)]
+    way_down = 0
     while pending:
         item, children = pending.pop()
         if children is None:
             children = _children(item)
             if children is None or id(item) in heights:
                 continue
+            if way_down > MAX_DEPTH:
+                raise Refused(f"it is nested deeper than {MAX_DEPTH} levels")
             heights[id(item)] = 0
+            way_down += 1
             pending.append((item, children))
-            pending.extend((child, None) for child in children)
+            below = {id(child): child for child in children if _children(child) is not None}
+            pending.extend((child, None) for child in below.values())
             continue
-        height = 1 + max((heights.get(id(child), 0) for child in children), default=0)
-        if height > MAX_DEPTH + 1:
+        way_down -= 1
+        heights[id(item)] = 1 + max((heights.get(id(child), 0) for child in children), default=0)
+        if heights[id(item)] > MAX_DEPTH + 1:
             raise Refused(f"it is nested deeper than {MAX_DEPTH} levels")
-        heights[id(item)] = height
 
 
 def _children(item: object) -> Iterable | None:
@@ -352,8 +357,9 @@ _STOP = pickle.STOP[0]
 _COSTS = {
     opcode[0]: cost
     for cost, opcodes in {
-        3: (pickle.EMPTY_SET, pickle.BUILD, pickle.FROZENSET, pickle.GLOBAL, pickle.STACK_GLOBAL),
-        6: (pickle.REDUCE, pickle.NEWOBJ, pickle.OBJ, pickle.INST, pickle.BINPERSID),
+        3: (pickle.BUILD, pickle.GLOBAL, pickle.STACK_GLOBAL, pickle.EMPTY_DICT, pickle.EMPTY_LIST),
+        6: (pickle.EMPTY_SET, pickle.FROZENSET),
+        10: (pickle.REDUCE, pickle.NEWOBJ, pickle.OBJ, pickle.INST, pickle.BINPERSID),
     }.items()
     for opcode in opcodes
 }

@@ -282,14 +282,14 @@ def test_hostile_files_are_refused_within_a_second(tmp_path: Path, monkeypatch: 
     path = tmp_path / "hostile.pth"
     path.write_bytes(data)
     monkeypatch.chdir(tmp_path)
-    start = time.perf_counter()
+    start = time.thread_time()
     if words is None:  # harmless here: an index costs nothing
         assert read_pickle_checkpoint(path) is None
     else:
         with pytest.raises(UserError, match=words) as caught:
             read_pickle_checkpoint(path)
         assert "\n" not in str(caught.value) and "hostile.pth" in str(caught.value) and len(str(caught.value)) < 500
-    assert time.perf_counter() - start < 1
+    assert time.thread_time() - start < 1
     assert os.listdir(tmp_path) == ["hostile.pth"]
 
 
@@ -358,10 +358,10 @@ def test_modules_that_unfold_without_end() -> None:
     record = LegacyObject("torch.nn.Linear", {"_parameters": {}, "_modules": {}})
     for _ in range(50):
         record = LegacyObject("torch.nn.Sequential", {"_parameters": {}, "_modules": {"a": record, "b": record}})
-    start = time.perf_counter()
+    start = time.thread_time()
     with pytest.raises(UserError, match="unfolds"):
         modules.module_state(record)
-    assert time.perf_counter() - start < 1
+    assert time.thread_time() - start < 1
 
 
 def test_missing_file_and_extra_classes(tmp_path: Path) -> None:
