@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from facelab.data.eg3d_commands import COMMANDS as EG3D
 from facelab.errors import UserError
 
 FOLDER = click.Path(path_type=Path)
@@ -104,11 +105,30 @@ def synthetic(dst: Path, count: int, size: int, seed: int) -> None:
 
 
 @main.command()
-@click.argument("folder", metavar="DIR", type=FOLDER)
+@click.argument("folder", metavar="DATASET", type=FOLDER)
 @click.option("--fast", is_flag=True, help="Of large sets, decode a sample of 64 only.")
+@click.option("--picture", type=FOLDER, help="Sets with cameras: also draw poses and extreme pictures into this file.")
+@click.option("--report", type=FOLDER, help="Sets with cameras: also write everything found into this JSON file.")
 @_plain_errors
-def check(folder: Path, fast: bool) -> None:
-    """Look at every file of the data set DIR; exit status 2 if something is wrong."""
+def check(folder: Path, fast: bool, picture: Path | None, report: Path | None) -> None:
+    """Look at every file of a data set; exit status 2 if something is wrong.
+
+    DATASET is a folder of pictures with masks, or a folder or zip of pictures with cameras (dataset.json).
+    Of cameras it says convention, radius, histogram of poses with the deviations it implies; of masks whether
+    they fit their pictures; of pictures which are damaged or copies.
+    """
+    from facelab.data.eg3d_commands import check_cameras_of, has_cameras
+
+    with_cameras = has_cameras(folder)
+    if not with_cameras and (picture or report):
+        raise UserError(f"--picture and --report are for sets with cameras, and {folder} states none (dataset.json)")
+    if not with_cameras or any((folder / name).is_dir() for name in ("masks", "celebahq_mask_mask")):
+        _check_pairs(folder, fast)
+    if with_cameras and check_cameras_of(folder, fast, picture, report):
+        raise UserError(f"{folder} cannot be used as it is; mend what is called a problem above")
+
+
+def _check_pairs(folder: Path, fast: bool) -> None:
     from facelab.data.celebamask_hq import CelebAMaskHQ
     from facelab.data.prepare import histogram_lines
 
@@ -126,3 +146,7 @@ def check(folder: Path, fast: bool) -> None:
 
 def _tell(lines: list[str], folder: Path) -> None:
     click.echo("\n".join([f"{folder}: {lines[0]}", *lines[1:]]))
+
+
+for _command in EG3D:
+    main.add_command(_command)

@@ -144,8 +144,8 @@ def open_store(root: str | Path) -> Store:
     root = Path(root)
     expected = f"expected a zip, or a folder with pictures and {DESCRIPTION}"
     if root.is_dir():
-        zips = any(root.glob("*.zip"))
-        return ZipStore(root) if zips and not (root / DESCRIPTION).is_file() else FolderStore(root)
+        inside = [path.suffix.lower() for path in root.iterdir() if not path.name.startswith(".")]
+        return ZipStore(root) if inside and set(inside) == {".zip"} else FolderStore(root)
     if not root.is_file():
         raise UserError(f"no data set at {root}: {expected}, got no such file; check the path")
     if root.suffix.lower() != ".zip":
