@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A folder of photos -> a data set in EG3D's layout: crops and ``dataset.json`` with 25 camera numbers each.
+
+Each photo is finished by its record ``records/<name>.json``, written last, so that a run that was interrupted goes
+on where it stopped. ``dataset.json`` and ``report.json`` are made from the records at the end of every run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Generator, Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageOps
+
+from facelab.data import reading
+from facelab.data.prepare import Interrupted
+from facelab.data.preprocess.detectors import make_detector
+from facelab.data.preprocess.doctor import prepare_photo
+from facelab.data.preprocess.faces import FaceDetector
+from facelab.data.preprocess.head_points import read_standard_points
+from facelab.errors import UserError
+from facelab.files import atomic_path, make_folder
+
+RECORDS, SETTINGS, LABELS, REPORT = "records", "prepare.json", "dataset.json", "report.json"
+
+
+@dataclass(frozen=True)
+class PhotoSettings:
+    """What decides the result; a folder that was begun with other settings is refused.
+
+    Attributes:
+        detector: ``mtcnn`` or ``dlib``.
+        landmarks: file or folder of points, or "".
+        weights: of the detector, or "" for the installed package.
+        size: pixels a side of the crops.
+        standard: file of official standard points, or "".
+        mirror: also write the mirrored crop and camera.
+        force: also take photos that the doctor refuses, if there is a face.
+    """
+
+    detector: str = "mtcnn"
+    landmarks: str = ""
+    weights: str = ""
+    size: int = 512
+    standard: str = ""
+    mirror: bool = False
+    force: bool = False
+
+    def make_detector(self) -> FaceDetector:
+        return make_detector(self.detector, landmarks=self.landmarks or None, weights=self.weights or None)
+
+
+@dataclass
+class PhotosReport:
+    """Result of a run; stored as ``report.json``.
+
+    Attributes:
+        photos: photos with a record; ``kept`` of them are from earlier runs.
+        used: photos in the data set; ``pictures`` counts their files with mirrored ones.
+        refused: photo -> why the doctor refused it.
+        damaged: photo -> why it could not be read.
+        finished: False if the run was interrupted.
+    """
+
+    photos: int = 0
+    kept: int = 0
+    used: int = 0
+    pictures: int = 0
+    refused: dict[str, str] = field(default_factory=dict)
+    damaged: dict[str, str] = field(default_factory=dict)
+    reasons: dict[str, int] = field(default_factory=dict)
+    finished: bool = False
+
+    def lines(self) -> list[str]:
+        """The report for a person."""
+        state = "" if self.finished else ", not finished"
+        lines = [f"{self.used} of {self.photos} photos used, {self.pictures} pictures ({self.kept} done before){state}"]
+        for title, group in (("refused", self.refused), ("damaged", self.damaged)):
+            lines += [f"{title}: {name}: {reason}" for name, reason in list(group.items())[:20]]
+            if len(group) > 20:
+                lines.append(f"{title}: {len(group) - 20} more, see {REPORT}")
+        return lines
+
+
+def prepare_photos(
+    source: str | Path,
+    target: str | Path,
+    settings: PhotoSettings | None = None,
+    *,
+    overlays: str | Path | None = None,
+    workers: int = 1,
+    progress: bool = True,
+) -> PhotosReport:
+    """Make a data set from all photos of a folder and its subfolders.
+
+    Args:
+        source: photos.
+        target: gets the crops, ``dataset.json``, ``records/``, ``report.json``.
+        settings: see :class:`PhotoSettings`.
+        overlays: folder for the doctor's pictures, outside of ``target``; None writes none.
+        workers: processes; 1 works in this one.
+        progress: show a progress bar.
+
+    Raises:
+        UserError: no photos, unusable folders, other settings than before, or no photo was usable.
+        Interrupted: Ctrl-C; what is done is kept.
+    """
+    source, target, settings = Path(source), Path(target), settings or PhotoSettings()
+    jobs = _jobs(source, target)
+    if overlays is not None and Path(overlays).resolve().is_relative_to(target.resolve()):
+        raise UserError(f"--overlays {overlays} lies inside the data set {target}; choose a folder outside of it")
+    settings.make_detector()  # a missing package is said once, here
+    _claim(target, settings)
+    open_jobs = [job for job in jobs if not _record_path(target, job[1]).is_file()]
+    report = PhotosReport(kept=len(jobs) - len(open_jobs))
+    try:
+        with closing(_outcomes(open_jobs, target, settings, overlays, workers)) as done:
+            for _ in _with_bar(done, len(open_jobs), progress):
+                pass
+        report.finished = True
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted; what is done is kept, give the same command again to go on") from None
+    finally:
+        _summarise(target, [name for _, name in jobs], report)
+    if not report.used:
+        name, reason = next(iter({**report.refused, **report.damaged}.items()))
+        raise UserError(f"none of {len(jobs)} photos could be used; {name}: {reason}")
+    return report
+
+
+def make_one(
+    photo: Path, name: str, target: Path, settings: PhotoSettings, overlays: Path | None, detector: FaceDetector
+) -> dict[str, Any]:
+    """Prepare one photo: picture files, then its record. Returns the record."""
+    try:
+        standard = read_standard_points(settings.standard) if settings.standard else None
+        found = prepare_photo(photo, detector, size=settings.size, standard=standard)
+    except UserError as error:
+        return _write_record(target, name, {"photo": photo.name, "damaged": str(error), "labels": []})
+    record = found.report() | {"labels": []}
+    if overlays is not None:
+        with atomic_path(Path(overlays) / f"{name}.jpg") as temporary:
+            found.overlay().save(temporary, quality=92)
+    if found.crop is not None and found.label is not None and (found.go or settings.force):
+        from facelab.data.preprocess.labels import mirror_label
+
+        record["labels"].append([f"{name}.png", found.label.tolist()])
+        _write_png(target / f"{name}.png", found.crop)
+        if settings.mirror:
+            record["labels"].append([f"{name}_mirror.png", mirror_label(found.label).tolist()])
+            _write_png(target / f"{name}_mirror.png", ImageOps.mirror(found.crop))
+    return _write_record(target, name, record)
+
+
+def _jobs(source: Path, target: Path) -> list[tuple[Path, str]]:
+    """(photo, its name in the data set: relative path without ending)."""
+    if not source.is_dir():
+        raise UserError(f"no folder {source}: expected photos; check the path")
+    jobs: dict[str, Path] = {}
+    for photo in reading.list_images(source, recursive=True):
+        if photo.resolve().is_relative_to(target.resolve()):
+            raise UserError(f"the data set {target} lies inside the photos or over them; choose another folder")
+        name = photo.relative_to(source).with_suffix("").as_posix()
+        if name in jobs:
+            raise UserError(f"{photo} and {jobs[name].name} share a name; expected one photo of a name; rename one")
+        jobs[name] = photo
+    if not jobs:
+        raise UserError(f"no photos in {source}: expected files ending in {', '.join(reading.IMAGE_SUFFIXES)}")
+    return [(photo, name) for name, photo in jobs.items()]
+
+
+def _claim(target: Path, settings: PhotoSettings) -> None:
+    make_folder(target)
+    path, now = target / SETTINGS, {"command": "photos", **vars(settings)}
+    if path.exists():
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: cannot be read ({error}); choose another target folder") from error
+        if before != now:
+            changed = ", ".join(key for key in now if not isinstance(before, dict) or before.get(key) != now[key])
+            raise UserError(
+                f"{target} was begun with another {changed}; give the same options or choose another folder"
+            )
+    elif (target / LABELS).exists():
+        raise UserError(f"{target} already holds a data set that was not made by this command; choose another folder")
+    else:
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(now) + "\n", encoding="utf-8")
+
+
+_state: dict[str, FaceDetector] = {}  # of a worker process: its detector
+
+
+def _start_worker(settings: PhotoSettings) -> None:
+    import signal
+
+    import torch
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
+    torch.set_num_threads(1)
+    _state["detector"] = settings.make_detector()
+
+
+def _work(photo: Path, name: str, target: Path, settings: PhotoSettings, overlays: Path | None) -> dict[str, Any]:
+    return make_one(photo, name, target, settings, overlays, _state["detector"])
+
+
+def _outcomes(
+    jobs: list[tuple[Path, str]],
+    target: Path,
+    settings: PhotoSettings,
+    overlays: str | Path | None,
+    workers: int,
+) -> Generator[dict[str, Any], None, None]:
+    folder = None if overlays is None else Path(overlays)
+    if workers <= 1 or len(jobs) < 2:
+        detector = settings.make_detector()
+        for photo, name in jobs:
+            yield make_one(photo, name, target, settings, folder, detector)
+        return
+    import multiprocessing
+
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(settings,))
+    try:
+        waiting = [pool.submit(_work, photo, name, target, settings, folder) for photo, name in jobs]
+        for done in as_completed(waiting):
+            yield done.result()
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a worker process died (out of memory?); give the command again with fewer --workers"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _with_bar(records: Iterable[dict[str, Any]], total: int, progress: bool) -> Iterable[dict[str, Any]]:
+    from tqdm import tqdm
+
+    yield from tqdm(records, total=total, unit="photo", disable=not progress, smoothing=0.05)
+
+
+def _summarise(target: Path, names: list[str], report: PhotosReport) -> None:
+    """Fill the report from the records; write it and ``dataset.json``."""
+    labels: list[Any] = []
+    counts: Counter[str] = Counter()
+    for name in names:
+        path = _record_path(target, name)
+        if not path.is_file():
+            continue
+        record = json.loads(path.read_text(encoding="utf-8"))
+        report.photos += 1
+        labels += record["labels"]
+        if record["labels"]:
+            report.used += 1
+        elif "damaged" in record:
+            report.damaged[name] = record["damaged"]
+        else:
+            grave = [check for check in record["checks"] if check["level"] == "refused"]
+            counts.update(check["name"] for check in grave)
+            report.refused[name] = "; ".join(check["text"] for check in grave)
+    report.pictures, report.reasons = len(labels), dict(counts.most_common())
+    for file, value in ((LABELS, {"labels": labels}), (REPORT, vars(report))):
+        with atomic_path(target / file) as temporary:
+            temporary.write_text(json.dumps(value, indent=None if file == LABELS else 1) + "\n", encoding="utf-8")
+
+
+def _record_path(target: Path, name: str) -> Path:
+    return target / RECORDS / f"{name}.json"
+
+
+def _write_record(target: Path, name: str, record: dict[str, Any]) -> dict[str, Any]:
+    with atomic_path(_record_path(target, name)) as temporary:
+        temporary.write_text(json.dumps(record) + "\n", encoding="utf-8")
+    return record
+
+
+def _write_png(path: Path, image: Image.Image) -> None:
+    with atomic_path(path) as temporary:
+        image.save(temporary)
