@@ -16,6 +16,7 @@ COMMANDS = {  # name -> (module, attribute)
     "model-card": ("facelab.cli.card", "card_command"),
     "compute-metrics": ("facelab.cli.metrics", "compute_metrics"),
     "prepare-data": ("facelab.cli.prepare", "prepare_data"),
+    "prepare-photo": ("facelab.data.preprocess.commands", "prepare_photo_command"),
     "make-synthetic-heads": ("facelab.data.synthetic_command", "main"),
     "train-parser": ("facelab.cli.parser", "train_parser"),
     "weights": ("facelab.cli.weights", "weights"),

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from facelab.data.eg3d_commands import COMMANDS as EG3D
+from facelab.data.preprocess.commands import photos_command
 from facelab.errors import UserError
 
 FOLDER = click.Path(path_type=Path)
@@ -148,5 +149,5 @@ def _tell(lines: list[str], folder: Path) -> None:
     click.echo("\n".join([f"{folder}: {lines[0]}", *lines[1:]]))
 
 
-for _command in EG3D:
+for _command in (*EG3D, photos_command):
     main.add_command(_command)
