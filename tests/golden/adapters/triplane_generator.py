@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EG3D's whole generator, built from the original's arguments and filled by its key names.
+"""EG3D's shape extraction, and its whole generator, built from the original's arguments and filled by its key names.
 
 The cases need our ``reference`` switch (depths clamped to the range of the batch).
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,8 +19,10 @@ from facelab.bases.eg3d.originals import (
     generator_to_original,
     settings_from_original,
 )
+from facelab.bases.eg3d.shapes import cross_section_points
 from facelab.cameras import Camera
 from facelab.draws import TapeDraws
+from facelab.mesh.marching_cubes import Lattice, mesh_from_volume
 from tests.golden.harness import Arrays, Meta, detfill, given
 
 
@@ -67,4 +70,26 @@ def triplane(meta: Meta, arrays: Arrays) -> dict[str, Tensor]:
     }
 
 
-ADAPTERS = {f"eg3d/triplane_{kind}": triplane for kind in ("2x", "4x", "8xdc")}
+@given("volume")
+def shapes(meta: Meta, arrays: Arrays) -> dict[str, Tensor]:
+    """The sheared lattice is our ``reference``; the mesh is in voxels as the original's."""
+    c = meta["config"]
+    lattice = Lattice(meta["N"], c["cube_length"], reference=True)
+    volume = arrays["volume"].numpy()
+    voxels = Lattice(len(volume), len(volume) - 1.0)  # one scene unit a voxel, around the origin
+    mesh = mesh_from_volume(volume.transpose(2, 1, 0), voxels, c["level"])
+    vertices, corners = mesh.vertices - voxels.origin, (mesh.vertices - voxels.origin)[mesh.faces].astype(np.float64)
+    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    area, inside = np.linalg.norm(normals, axis=-1).sum() / 2, (corners[:, 0] * normals).sum() / 6
+    return {
+        "samples": lattice.points(0, len(lattice))[None],
+        "origin": torch.full((3,), lattice.origin),
+        "voxel_size": torch.tensor(lattice.voxel_size),
+        "cross_section_coords": cross_section_points(c["cross_section_resolution"], c["cross_section_w"])[None],
+        "mesh_bbox": torch.from_numpy(np.stack([vertices.min(0), vertices.max(0)])),
+        "mesh_counts": torch.tensor([len(mesh.vertices), len(mesh.faces)]),
+        "mesh_area_volume": torch.tensor([area, inside]),
+    }
+
+
+ADAPTERS = {"eg3d/shapes": shapes, **{f"eg3d/triplane_{kind}": triplane for kind in ("2x", "4x", "8xdc")}}
