@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fast kernels, each beside a plain torch twin (:mod:`cuda_ops.reference`, :mod:`cuda_ops.reference_filters`).
+"""Fast kernels, each beside a plain torch twin (:mod:`cuda_ops.reference`, :mod:`cuda_ops.reference_filters`,
+:mod:`cuda_ops.reference_activations`).
 
 Imports torch only. Kernels are compiled on first use, never at import; :mod:`cuda_ops.dispatch` says
 which one runs, ``python -m cuda_ops`` prints it.
@@ -8,7 +9,8 @@ which one runs, ``python -m cuda_ops`` prints it.
 from cuda_ops.activation import bias_act
 from cuda_ops.convolution import conv2d_resample, filtered_lrelu, modulated_conv2d
 from cuda_ops.filters import downsample2d, filter2d, upfirdn2d, upsample2d
-from cuda_ops.reference_filters import ACTIVATIONS, activation_gain, fma, grid_sample_2d, setup_filter
+from cuda_ops.reference_activations import ACTIVATIONS, activation_gain
+from cuda_ops.reference_filters import fma, grid_sample_2d, setup_filter
 
 __all__ = [
     "setup_filter",

@@ -66,13 +66,16 @@ def triton_problem(device: torch.device) -> str | None:
     return None if major >= 8 else f"the GPU's compute capability {major}.{minor} is below 8.0"
 
 
-def choose(op: str, device: torch.device, problem: str | None = None) -> Literal["triton", "reference"]:
+def choose(
+    op: str, device: torch.device, problem: str | None = None, cpu_twin: bool = False
+) -> Literal["triton", "reference"]:
     """Pick the implementation of ``op`` for tensors on ``device``.
 
     Args:
         op: name for messages.
         device: where the tensors are.
         problem: why the op's kernels do not support these arguments; None = they do.
+        cpu_twin: the twin is what is expected on the CPU, so that it needs no warning there.
 
     Raises:
         RuntimeError: kernels were demanded by name and cannot run.
@@ -85,6 +88,8 @@ def choose(op: str, device: torch.device, problem: str | None = None) -> Literal
         return "triton"
     if wanted in ("cuda", "triton"):
         raise RuntimeError(f"FACELAB_OPS={wanted} but {op} has no kernel here: {problem}; use FACELAB_OPS=auto")
+    if cpu_twin and device.type == "cpu":
+        return "reference"
     warn_once(f"{op}: the plain fp32 path runs instead of the fused kernels, because {problem}")
     return "reference"
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plain torch twins of the filter and activation ops: the specification, the fallback and the test oracle.
+"""Plain torch twins of the filter ops: the specification, the fallback and the test oracle.
 
 Differentiable to any order by autograd, on any device. Sums are taken in float32 for float16 and
 bfloat16 inputs (float64 for float64) and rounded once at the end. Shapes are N, C, H, W.
@@ -8,9 +8,7 @@ Sources: StyleGAN2 (arXiv 1912.04958) and StyleGAN3 (arXiv 2106.12423), from the
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -18,7 +16,6 @@ from torch.nn import functional as F
 
 Pair = int | Sequence[int]  # an int for both axes, or [x, y]
 Padding = int | Sequence[int]  # an int, [x, y] or [x0, x1, y0, y1]
-SELU_SCALE, SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
 
 
 # ---------------------------------------------------------------- arguments
@@ -226,108 +223,6 @@ def downsample2d_padding(f: Tensor | None, down: tuple[int, int], padding: Paddi
     """Padding with which downsampling divides the size by ``down`` (x, y), plus ``padding``."""
     (fw, fh), (x0, x1, y0, y1), (dx, dy) = filter_size(f), pads(padding), down
     return x0 + (fw - dx + 1) // 2, x1 + (fw - dx) // 2, y0 + (fh - dy + 1) // 2, y1 + (fh - dy) // 2
-
-
-# ---------------------------------------------------------------- activations
-
-
-@dataclass(frozen=True)
-class Activation:
-    """An activation f with its default parameter and gain.
-
-    ``curved``: its second derivative is not zero everywhere, so a second order needs the input.
-    """
-
-    function: Callable[[Tensor, float], Tensor]
-    alpha: float
-    gain: float
-    curved: bool
-
-
-def _selu(x: Tensor, alpha: float) -> Tensor:
-    return SELU_SCALE * torch.where(x >= 0, x, SELU_ALPHA * torch.expm1(x.clamp(max=0)))
-
-
-ACTIVATIONS: dict[str, Activation] = {
-    "linear": Activation(lambda x, alpha: x, 0.0, 1.0, False),
-    "relu": Activation(lambda x, alpha: x.relu(), 0.0, math.sqrt(2), False),
-    "lrelu": Activation(lambda x, alpha: torch.where(x > 0, x, x * alpha), 0.2, math.sqrt(2), False),
-    "tanh": Activation(lambda x, alpha: x.tanh(), 0.0, 1.0, True),
-    "sigmoid": Activation(lambda x, alpha: x.sigmoid(), 0.0, 1.0, True),
-    "elu": Activation(lambda x, alpha: torch.where(x >= 0, x, torch.expm1(x.clamp(max=0))), 0.0, 1.0, True),
-    "selu": Activation(_selu, 0.0, 1.0, True),
-    "softplus": Activation(lambda x, alpha: F.softplus(x, threshold=40.0), 0.0, 1.0, True),
-    "swish": Activation(lambda x, alpha: x * x.sigmoid(), 0.0, math.sqrt(2), True),
-}
-
-
-def activation(act: str) -> Activation:
-    """The entry of :data:`ACTIVATIONS`. ValueError for an unknown name."""
-    if act not in ACTIVATIONS:
-        raise ValueError(f"act is {act!r}, expected one of {', '.join(ACTIVATIONS)}")
-    return ACTIVATIONS[act]
-
-
-def activation_gain(act: str) -> float:
-    """The gain that :func:`bias_act` gives an activation by default; it keeps the variance of a unit normal."""
-    return activation(act).gain
-
-
-def bias_act(
-    x: Tensor,
-    b: Tensor | None = None,
-    dim: int = 1,
-    act: str = "linear",
-    alpha: float | None = None,
-    gain: float | None = None,
-    clamp: float | None = None,
-) -> Tensor:
-    """clamp(gain * act(x + b), -clamp, clamp).
-
-    A value that reaches the clamp passes no gradient, at the boundary either (float16 saturates onto it).
-
-    Args:
-        x: any shape.
-        b: (x.shape[dim],), or None. Cast to the dtype of ``x``.
-        dim: the axis that ``b`` lies along.
-        act: a key of :data:`ACTIVATIONS`.
-        alpha: slope of lrelu for negative inputs; None = 0.2. The others ignore it.
-        gain: factor; None = the activation's own.
-        clamp: bound of the result, >= 0; None = none.
-
-    Returns:
-        Shape, dtype and memory format of ``x``.
-
-    Raises:
-        ValueError: an unknown activation, a negative clamp, or a bias that does not fit.
-    """
-    entry = activation(act)
-    alpha = entry.alpha if alpha is None else float(alpha)
-    gain = entry.gain if gain is None else float(gain)
-    check_bias(x, b, dim, clamp)
-    y = x.to(accumulator(x.dtype))
-    if b is not None:
-        y = y + b.to(x.dtype).to(y.dtype).reshape([-1 if i == dim % x.ndim else 1 for i in range(x.ndim)])
-    y = entry.function(y, alpha) * gain
-    y = y.to(x.dtype)
-    if clamp is not None:
-        bounded = y.clamp(-clamp, clamp)
-        y = torch.where(y.abs() < clamp, y, bounded.detach())
-    return y
-
-
-def check_bias(x: Tensor, b: Tensor | None, dim: int, clamp: float | None) -> None:
-    """ValueError when a bias does not fit ``x`` along ``dim``, or a clamp is negative."""
-    if clamp is not None and not clamp >= 0:
-        raise ValueError(f"clamp is {clamp}, expected a number >= 0 or None")
-    if not x.is_floating_point():
-        raise ValueError(f"x is {x.dtype}, expected a floating point tensor")
-    if b is None:
-        return
-    if not -x.ndim <= dim < x.ndim:
-        raise ValueError(f"dim is {dim}, expected an axis of a tensor of shape {tuple(x.shape)}")
-    if b.ndim != 1 or b.shape[0] != x.shape[dim]:
-        raise ValueError(f"the bias has shape {tuple(b.shape)}, expected ({x.shape[dim]},) for dim {dim} of the input")
 
 
 # ---------------------------------------------------------------- small ones
