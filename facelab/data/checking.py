@@ -15,8 +15,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from facelab.data.classes import NUM_CLASSES
 from facelab.data.eg3d_dataset import Eg3dDataset
 from facelab.data.eg3d_labels import CONVENTIONS, mirror_label, to_opencv_cam2world
+from facelab.data.eg3d_store import split_names
+from facelab.data.prepare import histogram_lines
+from facelab.data.reading import IMAGE_SUFFIXES
 from facelab.errors import UserError
 
 FAST_DECODES = 64
@@ -67,11 +71,14 @@ class MaskStats:
         compared: pictures that were compared.
         edge_ratio: mean picture gradient on the borders between classes over that everywhere, median.
         own_better: share of pictures whose edges follow their own mask better than the next picture's.
+        class_pixels, class_images: per class, pixels over the decoded masks and masks that contain it.
     """
 
     compared: int
     edge_ratio: float
     own_better: float
+    class_pixels: tuple[int, ...]
+    class_images: tuple[int, ...]
 
 
 @dataclass
@@ -104,6 +111,7 @@ class SetReport:
                 f"masks: edges on class borders {m.edge_ratio:.2f} times the mean, "
                 f"{100 * m.own_better:.0f} % of {m.compared} fit their own mask best"
             )
+            text += histogram_lines(m.class_pixels, m.class_images, self.decoded)
         text += [f"note: {line}" for line in self.notes]
         return text + [f"warning: {line}" for line in self.warnings] + [f"problem: {line}" for line in self.problems]
 
@@ -118,6 +126,7 @@ class _Seen:
     problem: str = ""
     own: float = float("nan")
     other: float = float("nan")
+    counts: np.ndarray | None = None
 
 
 def check_set(dataset: Eg3dDataset, fast: bool = False, tick: Tick | None = None) -> SetReport:
@@ -157,6 +166,7 @@ def check_set(dataset: Eg3dDataset, fast: bool = False, tick: Tick | None = None
         check_cameras(dataset.labels, dataset.names, report)
     else:
         report.notes.append("the set has no camera labels")
+    _find_lonely(dataset, report)
     if dataset.mask_names is not None:
         _judge_masks(dataset, sound, report)
     return report
@@ -231,7 +241,7 @@ def pose_stats(cam2world: Tensor, inner: Tensor, convention: str | None) -> Pose
 
 
 def pose_angles(cam2world: Tensor) -> Tensor:
-    """(N, 4, 4) -> (N, 3) radians: yaw and elevation of the position (0 = in front), roll about the view axis.
+    """(N, 4, 4) -> (N, 3) radians: yaw and elevation of the position (0 = in front), roll (clockwise) about the view axis.
 
     >>> from facelab.cameras.camera import Camera
     >>> frontal = Camera.on_sphere(torch.pi / 2, torch.pi / 2, 12.0).cam2world
@@ -291,6 +301,7 @@ def _examine(dataset: Eg3dDataset, index: int, chosen: Sequence[int]) -> _Seen:
                 raise UserError(
                     f"{dataset.mask_names[index]}: the mask is {mask.shape[1]}x{mask.shape[0]}, its picture {seen.size}"
                 )
+            seen.counts = np.bincount(mask.ravel(), minlength=NUM_CLASSES)
             seen.own = edge_ratio(image, mask)
             neighbour = chosen[(chosen.index(index) + 1) % len(chosen)]
             if neighbour != index:
@@ -312,6 +323,19 @@ def edge_ratio(image: Image.Image, mask: np.ndarray) -> float:
     return float(gradient[border].mean() / gradient.mean())
 
 
+def _find_lonely(dataset: Eg3dDataset, report: SetReport) -> None:
+    """Pictures without a mask in a set that has masks, and masks without a picture."""
+    files = dataset.store.names()
+    pictures, partners = split_names(files)
+    without = [name for name in pictures if name not in partners] if partners else []
+    if without:
+        report.problems.append(f"{len(without)} of {len(pictures)} pictures have no mask, the first: {without[0]}")
+    used = {*pictures, *partners.values()}
+    lonely = [n for n in files if n.lower().endswith(IMAGE_SUFFIXES) and n not in used]
+    if lonely:
+        report.warnings.append(f"{len(lonely)} masks have no picture, the first: {lonely[0]}")
+
+
 def _judge_masks(dataset: Eg3dDataset, sound: dict[int, _Seen], report: SetReport) -> None:
     own = np.array([s.own for s in sound.values()])
     other = np.array([s.other for s in sound.values()])
@@ -321,7 +345,14 @@ def _judge_masks(dataset: Eg3dDataset, sound: dict[int, _Seen], report: SetRepor
     both = ~np.isnan(own) & ~np.isnan(other)
     if not both.any():
         return
-    report.masks = MaskStats(int(both.sum()), float(np.median(own[both])), float((own[both] > other[both]).mean()))
+    counts = np.array([s.counts for s in sound.values()])
+    report.masks = MaskStats(
+        compared=int(both.sum()),
+        edge_ratio=float(np.median(own[both])),
+        own_better=float((own[both] > other[both]).mean()),
+        class_pixels=tuple(counts.sum(0).tolist()),
+        class_images=tuple((counts > 0).sum(0).tolist()),
+    )
     if report.masks.own_better < OWN_MASK:
         report.warnings.append(
             "masks follow their pictures no better than the masks of other pictures do; check that names agree"

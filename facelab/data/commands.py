@@ -123,9 +123,9 @@ def check(folder: Path, fast: bool, picture: Path | None, report: Path | None) -
     with_cameras = has_cameras(folder)
     if not with_cameras and (picture or report):
         raise UserError(f"--picture and --report are for sets with cameras, and {folder} states none (dataset.json)")
-    if not with_cameras or any((folder / name).is_dir() for name in ("masks", "celebahq_mask_mask")):
+    if not with_cameras:
         _check_pairs(folder, fast)
-    if with_cameras and check_cameras_of(folder, fast, picture, report):
+    elif check_cameras_of(folder, fast, picture, report):
         raise UserError(f"{folder} cannot be used as it is; mend what is called a problem above")
 
 
