@@ -22,7 +22,11 @@ COMMANDS = {  # name -> (module, attribute)
     "weights": ("facelab.cli.weights", "weights"),
     "quickstart": ("facelab.cli.quickstart", "quickstart"),
 }
-TRAINED = {"train-fenerf": ("fenerf", "celebamask_hq_128"), "train-pigan": ("pigan", "celeba")}
+TRAINED = {
+    "train-fenerf": ("fenerf", "celebamask_hq_128"),
+    "train-pigan": ("pigan", "celeba"),
+    "train-eg3d": ("eg3d", "ffhq_512"),
+}
 
 
 class Commands(click.Group):

@@ -99,7 +99,8 @@ class Initialised:
                     f"{self._path}: the weights of '{name}' do not fit this configuration ({reason}); "
                     "use the same model and discriminator settings, or --fresh-discriminators"
                 ) from error
-        models["generator"].forget_averages()
+        if not getattr(self._method, "running_averages", False):  # those that training keeps up to date stay
+            models["generator"].forget_averages()
 
 
 @click.command("convert_checkpoint", cls=OneLineCommand)

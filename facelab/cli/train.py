@@ -31,7 +31,8 @@ class Job:
 
 
 def train_command(method: str, default_curriculum: str) -> click.Command:
-    """The click command that trains a method."""
+    """The click command that trains a method; its package may add flags (``original_flags`` of ``options.py``)."""
+    flags = own_flags(method)
 
     @click.command(f"train_{method}", cls=OneLineCommand)
     @click.option(
@@ -69,12 +70,26 @@ def train_command(method: str, default_curriculum: str) -> click.Command:
     @click.option(
         "--dry-run", is_flag=True, help="Check configuration and data, print the resolved configuration, do not train."
     )
+    @(flags.original_flags if flags else lambda function: function)
     @friendly
     def command(**options: Any) -> None:
+        if flags:
+            options["overrides"] = (*flags.take_overrides(options), *options["overrides"])
         raise SystemExit(run(method, **options))
 
     command.help = f"Train {method}. Interrupt with Ctrl-C: the step is finished, saved, and --resume auto goes on."
     return command
+
+
+def own_flags(method: str) -> Any:
+    """The module with a method's own flags, or None."""
+    import importlib
+    import importlib.util
+
+    from facelab.methods import module_of
+
+    name = f"{module_of(method)}.options"
+    return importlib.import_module(name) if importlib.util.find_spec(name) else None
 
 
 def run(
@@ -154,6 +169,9 @@ def check(method: Any, staged: Any) -> None:
     from facelab.errors import UserError
 
     for config in staged.stages:
+        if hasattr(method, "check_config"):
+            method.check_config(config)
+            continue
         for judge in method.judges():
             try:
                 method.discriminator_config(config, judge.channels).start(config.render.resolution)
@@ -196,6 +214,7 @@ def work(distributed: Distributed, job: Job) -> int:
     from facelab.training.loop import Trainer
 
     method = load_method(job.method)
+    callbacks = method.callbacks() if hasattr(method, "callbacks") else [SampleGrids(method)]
     if job.init_from:
         from facelab.cli.convert import Initialised
 
@@ -205,7 +224,7 @@ def work(distributed: Distributed, job: Job) -> int:
         from_dict(method.config_type, job.config),
         job.run_dir,
         distributed,
-        [SampleGrids(method)],
+        callbacks,
         stage=job.stage,
         resume=job.resume,
         allow_config_change=job.allow_config_change,

@@ -10,6 +10,7 @@ from facelab.errors import UserError, nearest
 
 METHODS: dict[str, str] = {
     "pigan": "facelab.bases.pigan",
+    "eg3d": "facelab.bases.eg3d",
     "fenerf": "facelab.methods.fenerf",
 }
 

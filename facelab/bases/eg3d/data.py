@@ -19,6 +19,8 @@ from facelab.data.samplers import ResumableSampler
 from facelab.draws import Draws
 from facelab.errors import UserError
 
+HEADS_AT_A_TIME = 64
+
 
 class Pictures(Protocol):
     """An endless stream of pictures with cameras, and all its labels."""
@@ -64,6 +66,14 @@ class DatasetPictures(ImageStream):
             self.sampler = WindowedSampler(len(dataset), seed)  # type: ignore[assignment]
         stored = dataset.labels
         self.labels = torch.cat([stored, mirror_label(stored)]) if self.flip else stored
+
+
+@functools.lru_cache(maxsize=2)
+def labelled_pictures(path: str, size: int, flips: bool, max_size: int | None, alpha: str, cache: str) -> Any:
+    """The data set at ``path``, opened once in a process: the training, its cameras and its sample grids share it."""
+    from facelab.data.eg3d_dataset import Eg3dDataset
+
+    return Eg3dDataset(path, size, flips=flips, max_size=max_size, alpha=alpha, cache=cache)
 
 
 class HeadPictures:
@@ -121,9 +131,6 @@ def head_pool(count: int, size: int, seed: int, yaw_std: float, pitch_std: float
         drawn = heads.batch(range(start, min(start + HEADS_AT_A_TIME, count))).as_batch()
         parts.append(Batch(image=drawn.image, camera=drawn.camera).to("cpu"))
     return Batch.collate(parts)
-
-
-HEADS_AT_A_TIME = 64
 
 
 class WindowedSampler:

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from facelab.bases.eg3d.config import DEVIATIONS, Eg3dConfig, generator_config
-from facelab.bases.eg3d.data import DatasetPictures, HeadPictures, LabelTable
+from facelab.bases.eg3d.data import DatasetPictures, HeadPictures, LabelTable, labelled_pictures
 from facelab.bases.eg3d.losses import DensityPoints, Sight, gradient_penalty, label_noise
 from facelab.bases.eg3d.model import TriPlaneGenerator, TriPlaneGeneratorConfig
 from facelab.bases.eg3d.schedules import blur_sigma, ema_schedule, neural_resolution, swap_probability
+from facelab.bases.eg3d.snapshots import Snapshots
 from facelab.cameras.camera import Camera
 from facelab.deviations import Deviation
 from facelab.draws import Draws
@@ -35,6 +36,7 @@ from facelab.nn.filtered_resizing import filtered_resizing
 from facelab.nn.stylegan2.precision import Precision
 from facelab.rendering.settings import RenderSettings
 from facelab.training.ada import SIGN, adapt
+from facelab.training.loop import Callback
 from facelab.training.phases import AfterPhase, Losses, Phase, PhaseContext
 from facelab.training.protocol import EmaSpec, Models, OptimizerSpec, TrainStage
 
@@ -65,6 +67,7 @@ class Eg3d:
     name = "eg3d"
     config_type: type = Eg3dConfig
     deviations: list[Deviation] = DEVIATIONS
+    running_averages = True  # the mapping network's average is part of the weights, also for fine-tuning
 
     # ---------------------------------------------------------------- building
 
@@ -145,6 +148,26 @@ class Eg3d:
             models["augment"] = AugmentPipe(a.strengths, a.p if a.mode == "fixed" else 0.0)
         return models
 
+    def check_config(self, config: Any) -> None:
+        """Find what would stop a run later. UserError in one line."""
+        self.discriminator_config(config)
+        self.generator_config(config)
+        try:
+            self.training_settings(config, config.neural.initial)
+        except ValueError as error:
+            raise UserError(f"render: {error}") from error
+        if config.model.superresolution_kind is None:
+            sides = {config.model.resolution, config.neural.initial, config.neural.final or config.neural.initial}
+            if len(sides) > 1:
+                raise UserError(
+                    f"without super-resolution the rendering is the picture: neural.initial {config.neural.initial} and "
+                    f"final {config.neural.final} must be model.resolution {config.model.resolution}"
+                )
+
+    def callbacks(self) -> list[Callback]:
+        """Sample grids."""
+        return [Snapshots()]
+
     # ---------------------------------------------------------------- the Trainable protocol
 
     def emas(self, config: Any) -> Mapping[str, EmaSpec]:
@@ -169,12 +192,8 @@ class Eg3d:
 
     def pictures(self, config: Any) -> Any:
         """The data set at ``data.path``."""
-        from facelab.data.eg3d_dataset import Eg3dDataset
-
         d = config.data
-        return Eg3dDataset(
-            d.path, config.model.resolution, flips=d.mirror, max_size=d.max_size, alpha=d.alpha, cache=d.cache
-        )
+        return labelled_pictures(d.path, config.model.resolution, d.mirror, d.max_size, d.alpha, d.cache)
 
     def stages(self, config: Any) -> list[TrainStage]:
         """One training stage with up to four phases."""
