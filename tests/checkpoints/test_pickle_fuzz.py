@@ -2,7 +2,7 @@
 """Thousands of damaged and hostile pickles: nothing is executed or imported, nothing hangs, memory stays small.
 
 Files come from three sources: real layouts mutated at random, real layouts with hostile pieces spliced in, and random
-programs of pickle opcodes. Python's audit events watch every read. Seeds are in the failure message.
+programs of pickle opcodes. Python's audit events watch every read. A file that fails stays in the temporary folder.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _audit(event: str, arguments: tuple) -> None:
 def watched() -> Iterator[list[str]]:
     """The audit events of executing, importing or writing within the block."""
     if not _watch.get("hooked"):
-        for codec in ("latin-1", "unicode_escape", "raw_unicode_escape"):  # Python's own, imported on first use
+        for codec in ("latin-1", "unicode_escape", "raw_unicode_escape", "cp437", "ascii"):  # Python's own, imported on first use
             b"a".decode(codec)
         sys.addaudithook(_audit)  # stays for good, but looks only while it is on
         _watch["hooked"] = True
@@ -149,18 +149,18 @@ def splice(data: bytes, rng: np.random.Generator) -> bytes:
     return data[:at] + piece + data[at:]
 
 
-_starts: dict[int, list[int]] = {}
+_starts: dict[bytes, list[int]] = {}
 
 
 def _instructions(data: bytes) -> list[int]:
     import pickletools
 
-    if id(data) not in _starts:
+    if data not in _starts:
         found = []
         with contextlib.suppress(Exception):  # an archive, or the end of the first pickle of several
             found = [position for _, _, position in pickletools.genops(data)]
-        _starts[id(data)] = found
-    return _starts[id(data)]
+        _starts[data] = found
+    return _starts[data]
 
 
 def random_program(rng: np.random.Generator) -> bytes:
@@ -211,7 +211,7 @@ def read_watched(path: Path, reader: Callable[[Path], object], where: str, limit
 
 
 def run_fuzz(folder: Path, count: int, seed: int, layouts: list[bytes]) -> Counter:
-    """``count`` files; the same seed gives the same files. Returns how many were read and refused."""
+    """``count`` files; the same seed makes the same changes. Returns how many were read and refused."""
     os.chdir(folder)
     path = folder / "fuzz.pkl"
     readers: list[Callable[[Path], object]] = [read_pickle_checkpoint, read_network_pickle]
