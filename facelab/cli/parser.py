@@ -71,9 +71,9 @@ def work(distributed: Distributed, config: dict[str, Any], run_dir: str, resume:
 @click.option(
     "--parser",
     "parser_path",
-    type=FOLDER,
     required=True,
-    help="File of the parser: SofGAN's (20 classes), the popular BiSeNet (19 classes), or one of facelab's.",
+    help="File of the parser: SofGAN's (20 classes), the popular BiSeNet (19 classes) or one of facelab's; "
+    "or its name in the manifest (fenerf_parser).",
 )
 @click.option("--size", default=512, show_default=True, help="Short side of the masks; never above the picture's.")
 @click.option("--batch", default=16, show_default=True, help="Pictures that go through the network together.")
@@ -85,7 +85,7 @@ def work(distributed: Distributed, config: dict[str, Any], run_dir: str, resume:
 def masks(
     images: Path,
     out: Path,
-    parser_path: Path,
+    parser_path: str,
     size: int,
     batch: int,
     device: str,
@@ -103,7 +103,7 @@ def masks(
     report = write_masks(
         images,
         out,
-        parser_path,
+        find_parser(parser_path),
         size=size,
         batch=batch,
         device=pick_device(device),
@@ -119,6 +119,23 @@ def masks(
         for line in comparison_lines(result):
             click.echo(line)
         click.echo(json.dumps(result))
+
+
+def find_parser(name_or_path: str) -> Path:
+    """A file, or the file of a name in networks/manifest.yaml. UserError if it is neither."""
+    from facelab import assets
+    from facelab.errors import UserError, nearest
+
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    names = assets.manifest()
+    if name_or_path in names:
+        return assets.find(name_or_path)
+    raise UserError(
+        f"no parser at {name_or_path}: expected a .pth or .safetensors file, or a name such as fenerf_parser."
+        f"{nearest(name_or_path, names)}"
+    )
 
 
 def compare_masks(predicted: Path, truth: Path) -> dict[str, Any]:

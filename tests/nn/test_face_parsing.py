@@ -39,7 +39,7 @@ POPULAR_NAMES = (  # class order of the popular file
     "background skin l_brow r_brow l_eye r_eye eye_g l_ear r_ear ear_r nose mouth u_lip l_lip neck neck_l cloth hair hat"
 )
 STILL = AugmentConfig(
-    rotate=0, zoom=(1, 1), shift=0, stretch=0, elastic=0, p_flip=0, p_long_hair=0, p_wild_hair=0, p_hair_texture=0,
+    rotate=0, zoom=(1, 1), shift=0, lower=0, stretch=0, elastic=0, p_flip=0, p_long_hair=0, p_wild_hair=0, p_hair_texture=0,
     p_brows=0, p_beard=0, p_neckline=0, p_cloth_texture=0, p_occluder=0, p_shadow=0, p_blur=0, noise=0, colour=0,
 )  # fmt: skip
 
@@ -261,7 +261,9 @@ def test_command_measures_against_true_masks(small: Path, pictures: Path, tmp_pa
     assert measured.exit_code == 0 and "3 from earlier runs" in measured.output
     assert json.loads(measured.output.splitlines()[-1])["miou"] == 1.0
     wrong = CliRunner().invoke(masks, [str(pictures), str(tmp_path / "m"), "--parser", str(tmp_path / "no.pth")])
-    assert wrong.exit_code == 2 and "no parser file" in wrong.output
+    assert wrong.exit_code == 2 and "no parser at" in wrong.output
+    wrong = CliRunner().invoke(masks, [str(pictures), str(tmp_path / "m"), "--parser", "fenerf_parsr"])
+    assert wrong.exit_code == 2 and "Did you mean 'fenerf_parser'?" in wrong.output
 
 
 # --- synthetic heads that vary like photographs

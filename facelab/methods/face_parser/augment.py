@@ -59,6 +59,7 @@ def warp(image: Tensor, labels: Tensor, size: int, draws: Draws, config: Augment
     stretch = torch.exp(config.stretch * u[:, 2])
     cos, sin = torch.cos(angle) / zoom, torch.sin(angle) / zoom
     move = 2 * config.shift * u[:, 3:5]
+    move[:, 1] -= 2 * config.lower
     rows = [torch.stack([cos * stretch, -sin, move[:, 0]], 1), torch.stack([sin, cos / stretch, move[:, 1]], 1)]
     grid = F.affine_grid(torch.stack(rows, 1), [count, 3, size, size], align_corners=False)
     bend = _upsampled(draws.normal("bend", (count, 2, 5, 5), device), size, "bicubic") * 2 * config.elastic
@@ -71,7 +72,7 @@ def warp(image: Tensor, labels: Tensor, size: int, draws: Draws, config: Augment
 def grow_brows(picture: Tensor, labels: Tensor, draws: Draws, config: AugmentConfig) -> tuple[Tensor, Tensor]:
     """Brows spread over the skin by up to 2 % of the side."""
     size, chosen = picture.shape[-1], _chosen(draws, "brows", len(picture), config.p_brows, picture.device)
-    reach = 1 + round(0.02 * size * float(draws.uniform("brow reach", ())))
+    reach = 1 + round(0.015 * size * float(draws.uniform("brow reach", ())))
     darkest = -F.max_pool2d(-picture, 2 * reach + 1, 1, reach)
     for brow in BROWS:
         near = F.max_pool2d((labels == brow).float()[:, None], 2 * reach + 1, 1, reach) > 0

@@ -39,16 +39,17 @@ class AugmentConfig:
     """How synthetic heads are made to vary like photographs; ``p_...`` are probabilities per picture."""
 
     rotate: float = 0.35  # largest angle, radians
-    zoom: tuple[float, float] = (0.85, 1.75)  # factor on the size of the head
+    zoom: tuple[float, float] = (0.9, 1.8)  # factor on the size of the head
     shift: float = 0.14  # largest shift, share of the side
+    lower: float = 0.09  # portraits are cropped with the eyes in the middle; heads are drawn with them above it
     stretch: float = 0.12  # largest change of the aspect ratio
     elastic: float = 0.014  # deviation of the smooth warp, share of the side
     p_flip: float = 0.5
     p_long_hair: float = 0.45  # hair falls down over background and clothes
     p_wild_hair: float = 0.6  # hair grows irregularly over what is beside it
     p_hair_texture: float = 0.8
-    p_brows: float = 0.5  # thicker brows
-    p_beard: float = 0.25
+    p_brows: float = 0.35  # thicker brows
+    p_beard: float = 0.35
     p_neckline: float = 0.4  # skin below the neck, labelled neck
     p_cloth_texture: float = 0.7
     p_occluder: float = 0.12  # something in front, labelled background
