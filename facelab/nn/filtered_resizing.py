@@ -20,7 +20,8 @@ def bilinear(images: Tensor, size: int, antialias: bool = True) -> Tensor:
     """(N, C, H, W) -> (N, C, size, size), pixel centres aligned as areas; half precision is computed in float32."""
     if images.shape[-2:] == (size, size):
         return images
-    resized = F.interpolate(images.float(), (size, size), mode="bilinear", align_corners=False, antialias=antialias)
+    exact = images if images.dtype == torch.float64 else images.float()
+    resized = F.interpolate(exact, (size, size), mode="bilinear", align_corners=False, antialias=antialias)
     return resized.to(images.dtype)
 
 

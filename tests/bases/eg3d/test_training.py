@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""EG3D trains: resuming, processes, what each phase changes, conditioning, curricula, refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from facelab.bases.eg3d.config import Eg3dConfig
+from facelab.bases.eg3d.data import LabelTable, WindowedSampler
+from facelab.bases.eg3d.training import Eg3d, Schedule
+from facelab.checkpoints.format import load_checkpoint
+from facelab.cli.train import train_command
+from facelab.config import list_curricula, load_staged, resolve_curriculum
+from facelab.draws import Draws
+from facelab.training.loop import Trainer
+from facelab.training.phases import PhaseContext
+
+QUIET = ("--device", "cpu", "--set", "log.progress=false", "--set", "log.samples_every=0")
+# every phase, the controller, label noise and style mixing at work within four steps
+BUSY = (
+    "loss.r1_every=2",
+    "loss.density_every=2",
+    "loss.style_mixing=0.5",
+    "loss.blur_fade_kimg=0.1",
+    "augment.mode=ada",
+    "augment.interval=2",
+    "augment.kimg=0.1",
+    "augment.target=-2",
+    "discriminator.label_noise=0.5",
+)
+
+
+def train(out: Path, *arguments: Any, settings: tuple[str, ...] = BUSY) -> Path:
+    """A run of the debug curriculum through the command."""
+    command = train_command("eg3d", "debug")
+    chosen = [x for setting in settings for x in ("--set", setting)]
+    result = CliRunner().invoke(command, [*QUIET, "--out", str(out), *chosen, *map(str, arguments)])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return out
+
+
+def refused(*arguments: str) -> str:
+    result = CliRunner().invoke(train_command("eg3d", "debug"), [*QUIET, "--dry-run", *arguments])
+    assert result.exit_code == 2, result.output
+    return result.stderr.strip()
+
+
+def config_of(*overrides: str, curriculum: str = "debug") -> Eg3dConfig:
+    return load_staged(Eg3dConfig, [resolve_curriculum("eg3d", curriculum)], list(overrides)).at(0)
+
+
+def same(first: Path, second: Path, **tolerance: float) -> None:
+    """Equal weights, averages and optimisers, bit for bit unless a tolerance is given."""
+    a, b = load_checkpoint(first), load_checkpoint(second)
+    assert a.weights.keys() == b.weights.keys() == {"generator", "discriminator", "augment", "ema"}
+    for group, tensors in a.weights.items():
+        for key, value in tensors.items():
+            torch.testing.assert_close(b.weights[group][key], value, msg=f"{group}.{key}", **(tolerance or EXACT))
+    for name, entries in a.state["optimizers"].items():  # type: ignore[index]
+        for key, moments in entries.items():
+            for field, value in moments.items():
+                other = b.state["optimizers"][name][key][field]  # type: ignore[index]
+                torch.testing.assert_close(other, value, msg=f"{name}.{key}.{field}", **(tolerance or EXACT))
+
+
+EXACT = {"rtol": 0.0, "atol": 0.0}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four steps without a break."""
+    return train(tmp_path_factory.mktemp("whole"), "--max-steps", 4)
+
+
+def test_resumed_equals_uninterrupted(whole: Path, tmp_path: Path) -> None:
+    train(tmp_path, "--max-steps", 3)
+    train(tmp_path, "--max-steps", 4, "--resume", "auto")
+    same(whole, tmp_path)
+
+
+def test_two_processes_equal_one(whole: Path, tmp_path: Path) -> None:
+    train(tmp_path, "--max-steps", 4, "--processes", 2)
+    same(whole, tmp_path, rtol=2e-4, atol=2e-6)
+
+
+def test_everything_took_part(whole: Path) -> None:
+    """Each phase logged its losses at its interval; the augmentation grew; the average style moved."""
+    lines = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
+    assert [("g_reg/density" in line, "d_reg/r1" in line) for line in lines] == [(True, True), (False, False)] * 2
+    assert all({"g_main/adversarial", "d_main/fake", "d_main/real"} <= set(line) for line in lines)
+    weights = load_checkpoint(whole).weights
+    assert weights["augment"]["p"].item() == pytest.approx(2 * 4 * 2 / 100)  # 2 changes, 4 pictures, interval 2
+    assert weights["generator"]["backbone.mapping.w_avg"].any()
+    assert lines[0]["lr/generator"] == pytest.approx(0.0025 * 2 / 3)  # lazy correction of one step in two
+
+
+def test_phases_change_what_they_train(tmp_path: Path) -> None:
+    """The generator's weights stay in d_main and d_reg, its average style moves in d_main alone."""
+    staged = load_staged(Eg3dConfig, [resolve_curriculum("eg3d", "debug")], [*BUSY, "log.samples_every=0"])
+    trainer = Trainer(Eg3d(), staged, tmp_path)
+    changed: dict[str, set[str]] = {}
+    run_phase = trainer._run_phase
+
+    def watched(phase: Any, *rest: Any) -> None:
+        before = {f"{n}.{k}": v.clone() for n, m in trainer.models.items() for k, v in m.state_dict().items()}
+        run_phase(phase, *rest)
+        after = {f"{n}.{k}": v for n, m in trainer.models.items() for k, v in m.state_dict().items()}
+        changed[phase.name] = {key for key in before if not before[key].equal(after[key])}
+
+    trainer._run_phase = watched  # type: ignore[method-assign]
+    trainer._last_step = 1
+    trainer._iterate()
+    trainer._close_feed()
+    average = "generator.backbone.mapping.w_avg"
+    assert {key.split(".")[0] for key in changed["g_main"]} == {"generator"} and average not in changed["g_main"]
+    assert all("superresolution" not in key and key != average for key in changed["g_reg"])
+    assert "generator.field_net.decoder.hidden_weight" in changed["g_reg"]
+    assert {key for key in changed["d_main"] if not key.startswith(("discriminator.", "augment."))} == {average}
+    assert {key.split(".")[0] for key in changed["d_reg"]} == {"discriminator"}
+
+
+def test_fine_tuning_keeps_the_average_style(whole: Path, tmp_path: Path) -> None:
+    train(tmp_path, "--max-steps", 1, "--init-from", whole, "--set", "optim.generator_lr=0", settings=())
+    started, tuned = load_checkpoint(whole).weights["ema"], load_checkpoint(tmp_path).weights["generator"]
+    key = "backbone.mapping.w_avg"
+    assert 0 < (tuned[key] - started[key]).abs().max() < 0.01 * started[key].abs().max() + 0.01
+    key = "field_net.decoder.hidden_weight"
+    assert tuned[key].equal(started[key])
+
+
+def context(config: Eg3dConfig, count: int, images: int = 10**9, step: int = 0) -> PhaseContext:
+    """Enough of a context for the conditioning."""
+    from facelab.training.phases import SharedResults, Sums
+    from facelab.training.schedule import Progress
+
+    progress = Progress(step, images, count)
+    return PhaseContext(
+        progress, config, {}, torch.device("cpu"), count, 0, 0, Draws(1, phase="p"), None, SharedResults(), Sums(),
+        Sums(), torch.ones(()), lambda enabled: None, lambda value: value,  # type: ignore[arg-type, return-value]
+    )  # fmt: skip
+
+
+def test_conditioning_swaps_also_in_chunks_of_one() -> None:
+    """Partners come from the data set; with the original's roll a chunk of one never swaps."""
+    labels = torch.arange(100.0)[:, None].expand(100, 25)
+    own = torch.full((1, 25), -1.0)
+
+    def swapped(*overrides: str) -> float:
+        config = config_of(*overrides)
+        schedule = Schedule(Eg3d(), config, LabelTable(labels))
+        found = []
+        for step in range(200):
+            ctx = context(config, 1, step=step)
+            ctx.draws = ctx.draws.at(step=step)
+            found.append(not schedule.conditioning(ctx, own, "swap").equal(own))
+        return sum(found) / len(found)
+
+    assert swapped("conditioning.swap=0.5") == pytest.approx(0.5, abs=0.12)
+    assert swapped("conditioning.swap=0.5", "reference.roll_partners=true") == 0
+    assert swapped("conditioning.swap=null") == 0
+    config = config_of("conditioning.pose=false")
+    assert not Schedule(Eg3d(), config, LabelTable(labels)).conditioning(context(config, 1), own, "swap").any()
+
+
+def test_one_coin_for_a_chunk_of_the_regulariser() -> None:
+    labels, own = torch.zeros(4, 25), torch.ones(64, 25)
+    config = config_of("conditioning.swap=0.5")
+    schedule = Schedule(Eg3d(), config, LabelTable(labels))
+    each = schedule.conditioning(context(config, 64), own, "swap")[:, 0]
+    together = schedule.conditioning(context(config, 64), own, "swap", per_sample=False)[:, 0]
+    assert 0 < each.sum() < 64 and together.sum() in (0, 64)
+
+
+def test_regularisers_of_weight_zero_have_no_phase() -> None:
+    def names(*overrides: str) -> list[str]:
+        return [phase.name for phase in Eg3d().stages(config_of(*overrides))[0].phases]
+
+    assert names() == ["g_main", "g_reg", "d_main", "d_reg"]
+    assert names("loss.density_weight=0", "loss.r1_gamma=0") == ["g_main", "d_main"]
+
+
+@pytest.mark.parametrize("curriculum", [c.name for c in list_curricula("eg3d")])
+def test_curricula_resolve(curriculum: str) -> None:
+    config = config_of(curriculum=curriculum)
+    Eg3d().check_config(config)
+    size = config.train.batch_size
+    assert size is not None and size % config.train.batch_chunk == 0
+
+
+def test_original_flags_are_settings(tmp_path: Path) -> None:
+    flags = "--gamma 2 --batch 8 --batch-gpu 4 --aug noaug --gen_pose_cond false --cbase 32 --reg_type tv --mirror true"
+    result = CliRunner().invoke(train_command("eg3d", "debug"), [*QUIET, "--dry-run", *flags.split()])
+    assert result.exit_code == 0, result.output
+    import yaml
+
+    start = result.stdout.index("model:")
+    config = yaml.safe_load(result.stdout[start:])
+    assert config["loss"]["r1_gamma"] == 2 and config["loss"]["density_type"] == "tv"
+    assert (config["train"]["batch_size"], config["train"]["batch_chunk"]) == (8, 4)
+    assert config["augment"]["mode"] == "none" and config["conditioning"]["pose"] is False
+    assert config["model"]["channel_base"] == config["discriminator"]["channel_base"] == 32
+    assert config["data"]["mirror"] is True
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("--set", "discriminator.group_size=4"),
+            "batch_chunk is 2, expected a multiple of discriminator.group_size 4",
+        ),
+        (("--set", "train.precision=fp16"), "expected fp32 or tf32"),
+        (("--reg_type", "total-variation"), "is not one of 'l1', 'tv', 'monotonic-detach', 'monotonic-fixed'"),
+        (("--set", "neural.initial=8"), "without super-resolution the rendering is the picture"),
+        (("--set", "model.resolution=64", "--set", "model.superresolution=auto"), "no super-resolution makes that"),
+        (("--gpc_reg_prob", "1.5"), "1.5 is not in the range 0<=x<=1"),
+    ],
+)
+def test_refusals_are_one_line(arguments: tuple[str, ...], message: str) -> None:
+    said = refused(*arguments)
+    assert message in said and "\n" not in said
+
+
+def test_windowed_order_is_random_access() -> None:
+    once = WindowedSampler(7, seed=5).indices_for_chunk(0, 40)
+    again = WindowedSampler(7, seed=5)
+    assert again.indices_for_chunk(20, 20) == once[20:] and again.indices_for_chunk(3, 4) == once[3:7]
+    assert set(once) == set(range(7))
