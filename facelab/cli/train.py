@@ -57,6 +57,9 @@ def train_command(method: str, default_curriculum: str) -> click.Command:
     )
     @click.option("--fresh-discriminators", is_flag=True, help="With --init-from: take the generator only.")
     @click.option("--max-steps", type=int, default=None, help="Iterations in all (train.max_steps).")
+    @click.option(
+        "--kimg", type=click.FloatRange(min=0, min_open=True), default=None, help="Length in thousand images instead."
+    )
     @click.option("--seed", type=int, default=None, help="Seed of the run (train.seed).")
     @click.option(
         "--set",
@@ -105,6 +108,7 @@ def run(
     init_from: Path | None = None,
     fresh_discriminators: bool = False,
     max_steps: int | None = None,
+    kimg: float | None = None,
     seed: int | None = None,
     overrides: tuple[str, ...] = (),
     reference: bool = False,
@@ -133,7 +137,11 @@ def run(
     inherited = model_overrides(init_from, method) if init_from else []
     restored = switched_back(trainable.deviations) if reference else []
     path = resolve_curriculum(method, curriculum)
-    staged = load_staged(trainable.config_type, [path], [*inherited, *restored, *changes, *overrides])
+    wanted = [*inherited, *restored, *changes, *overrides]
+    staged = load_staged(trainable.config_type, [path], wanted)
+    if kimg is not None:
+        steps = steps_of(kimg, staged, gpus or processes or 1)
+        staged = load_staged(trainable.config_type, [path], [*wanted, f"train.max_steps={steps}"])
     check(trainable, staged)
     deviations = active(trainable.deviations, staged.at(0).reference)
     if is_first_process():
@@ -155,6 +163,20 @@ def run(
         meta={"deviations": describe(deviations), "curriculum": path.stem},
     )
     return launch(work, (job,), device=device, gpus=gpus, processes=processes)
+
+
+def steps_of(kimg: float, staged: Any, processes: int) -> int:
+    """Steps that see ``kimg`` thousand images. UserError where the batch changes on the way."""
+    import os
+
+    from facelab.errors import UserError
+    from facelab.training.config import global_batch
+
+    processes = int(os.environ.get("WORLD_SIZE", processes))
+    sizes = {global_batch(config.train, processes) for config in staged.stages}
+    if len(sizes) > 1:
+        raise UserError(f"--kimg: this curriculum has batches of {sorted(sizes)} samples; say --max-steps instead")
+    return max(1, -(-round(kimg * 1000) // sizes.pop()))
 
 
 def is_first_process() -> bool:

@@ -115,15 +115,6 @@ def take_overrides(options: dict[str, Any]) -> list[str]:
     return found
 
 
-def steps_of(kimg: float, batch_size: int) -> int:
-    """Steps that see ``kimg`` thousand images.
-
-    >>> steps_of(25_000, 32)
-    781250
-    """
-    return max(1, -(-round(kimg * 1000) // batch_size))
-
-
 def describe() -> Mapping[str, str]:
     """Flag -> setting, for the documentation's table."""
     table = {f"--{flag.name}": flag.key for flag in FLAGS}

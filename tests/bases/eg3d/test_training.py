@@ -196,7 +196,7 @@ def test_curricula_resolve(curriculum: str) -> None:
 
 
 def test_original_flags_are_settings(tmp_path: Path) -> None:
-    flags = "--gamma 2 --batch 8 --batch-gpu 4 --aug noaug --gen_pose_cond false --cbase 32 --reg_type tv --mirror true"
+    flags = "--kimg 0.05 --gamma 2 --batch 8 --batch-gpu 4 --aug noaug --gen_pose_cond false --cbase 32 --reg_type tv --mirror true"
     result = CliRunner().invoke(train_command("eg3d", "debug"), [*QUIET, "--dry-run", *flags.split()])
     assert result.exit_code == 0, result.output
     import yaml
@@ -204,7 +204,7 @@ def test_original_flags_are_settings(tmp_path: Path) -> None:
     start = result.stdout.index("model:")
     config = yaml.safe_load(result.stdout[start:])
     assert config["loss"]["r1_gamma"] == 2 and config["loss"]["density_type"] == "tv"
-    assert (config["train"]["batch_size"], config["train"]["batch_chunk"]) == (8, 4)
+    assert (config["train"]["batch_size"], config["train"]["batch_chunk"], config["train"]["max_steps"]) == (8, 4, 7)
     assert config["augment"]["mode"] == "none" and config["conditioning"]["pose"] is False
     assert config["model"]["channel_base"] == config["discriminator"]["channel_base"] == 32
     assert config["data"]["mirror"] is True
