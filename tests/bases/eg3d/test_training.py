@@ -196,7 +196,8 @@ def test_curricula_resolve(curriculum: str) -> None:
 
 
 def test_original_flags_are_settings(tmp_path: Path) -> None:
-    flags = "--kimg 0.05 --gamma 2 --batch 8 --batch-gpu 4 --aug noaug --gen_pose_cond false --cbase 32 --reg_type tv --mirror true"
+    flags = "--kimg 0.05 --gamma 2 --batch 8 --batch-gpu 4 --aug noaug --gen_pose_cond false --cbase 32"
+    flags += " --reg_type tv --mirror true"
     result = CliRunner().invoke(train_command("eg3d", "debug"), [*QUIET, "--dry-run", *flags.split()])
     assert result.exit_code == 0, result.output
     import yaml

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""docs/eg3d.md agrees with the code: flags, curricula, deviations, functions, commands."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from functools import reduce
+
+import click
+
+from facelab.bases.eg3d.config import DEVIATIONS, Eg3dConfig
+from facelab.bases.eg3d.options import describe
+from facelab.cli.train import train_command
+from facelab.config import list_curricula, load_staged
+from tests.conftest import CHECKOUT
+
+# of the original's training command
+ORIGINAL_FLAGS = """
+outdir cfg data gpus batch gamma cond mirror aug p target resume freezed batch-gpu cbase cmax glr dlr map-depth
+mbstd-group desc metrics kimg tick snap seed nobench workers dry-run neural_rendering_resolution_initial
+neural_rendering_resolution_final neural_rendering_resolution_fade_kimg blur_fade_kimg gen_pose_cond c-scale c-noise
+gpc_reg_prob gpc_reg_fade_kimg disc_c_noise sr_noise_mode resume_blur sr_num_fp16_res g_num_fp16_res d_num_fp16_res
+sr_first_cutoff sr_first_stopband style_mixing_prob sr-module density_reg density_reg_every density_reg_p_dist reg_type
+decoder_lr_mul
+"""
+TEXT = (CHECKOUT / "docs" / "eg3d.md").read_text(encoding="utf-8")
+
+
+def rows(marker: str) -> list[list[str]]:
+    """Cells of the table after a marker, without its header."""
+    lines = TEXT.split(f"<!-- {marker}")[1].splitlines()[1:]
+    table = lines[: next((i for i, line in enumerate(lines) if not line.startswith("|")), len(lines))]
+    return [[cell.strip() for cell in re.split(r"(?<!\w)\|(?!\w)", line.strip("|"))] for line in table[2:]]
+
+
+def test_every_original_flag_is_mapped() -> None:
+    stated = {row[0].strip("`") for row in rows("flags")}
+    assert stated == {f"--{flag}" for flag in ORIGINAL_FLAGS.split()}
+
+
+def test_flags_and_settings_of_our_side_exist() -> None:
+    options = {o for p in train_command("eg3d", "debug").params if isinstance(p, click.Option) for o in p.opts}
+    cells = {row[0].strip("`"): row[1] for row in rows("flags")}
+    for flag, key in describe().items():
+        assert flag in options and all(f"`{part.strip()}`" in cells[flag] for part in key.split(",")), flag
+    config = Eg3dConfig()
+    for cell in cells.values():
+        assert {o for o in re.findall(r"`(--[\w-]+)", cell) if o != "--set"} <= options, cell
+        for setting in re.findall(r"`(?:--set )?([a-z_]+\.[a-z_0-9]+)", cell):
+            reduce(getattr, setting.split("."), config)
+
+
+def test_curricula() -> None:
+    expected = []
+    for curriculum in list_curricula("eg3d"):
+        c = load_staged(Eg3dConfig, [curriculum.path]).at(0)
+        size = c.train.batch_size
+        assert size is not None
+        rendering = f"{c.neural.initial}" + ("" if c.neural.final is None else f" to {c.neural.final}")
+        names = ", ".join(f"`{alias}`" for alias in curriculum.aliases) or "-"
+        samples = f"{c.render.samples} + {c.render.importance}"
+        swap = str(c.conditioning.swap) if c.conditioning.pose else "no pose"
+        kimg = f"{c.train.max_steps * size / 1000:g}"
+        numbers = [str(c.model.resolution), rendering, samples, str(size), str(c.train.batch_chunk)]
+        expected.append([curriculum.name, names, *numbers, f"{c.loss.r1_gamma:g}", swap, c.augment.mode, kimg])
+    assert rows("curricula") == expected
+
+
+def test_deviations() -> None:
+    assert rows("deviations") == [[f"`reference.{d.switch}`", d.what] for d in DEVIATIONS]
+    assert {d.switch for d in DEVIATIONS} == set(vars(Eg3dConfig().reference))
+
+
+def test_functions_exist() -> None:
+    names = [path for row in rows("functions") for path in re.findall(r"`([\w.]+)`", row[2])]
+    assert len(names) > 15
+    for path in names:
+        parts = path.split(".")
+        split = next((i for i, part in enumerate(parts) if part[0].isupper()), len(parts) - 1)
+        assert callable(reduce(getattr, parts[split:], importlib.import_module(".".join(parts[:split])))), path
+
+
+def test_commands_in_the_text_have_these_options() -> None:
+    known = {o for p in train_command("eg3d", "debug").params if isinstance(p, click.Option) for o in p.opts}
+    shown = re.findall(r"python scripts/train_eg3d\.py([^\n]*)", TEXT)
+    assert len(shown) >= 6
+    for arguments in shown:
+        assert {word for word in arguments.split() if word.startswith("--")} <= known
