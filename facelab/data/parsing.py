@@ -149,10 +149,16 @@ class MaskReport:
     finished: bool = False
 
 
-def parse_pictures(parser: FaceParser, pictures: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-    """(N, 3, H, W) uint8 -> (N, h, w) uint8 CelebAMask-HQ classes, on the parser's device."""
-    pictures = pictures.to(parser.mean.device, non_blocking=True).float() / 127.5 - 1  # type: ignore[arg-type, union-attr]
-    return parser(pictures, size).to(torch.uint8)
+@torch.no_grad()
+def parse_pictures(
+    parser: FaceParser, pictures: Tensor, sizes: Sequence[tuple[int, int]] | None = None
+) -> list[np.ndarray]:
+    """(N, 3, H, W) uint8 -> N uint8 maps of CelebAMask-HQ classes, of ``sizes`` (h, w) or the parser's own size."""
+    device = parser.table.device  # type: ignore[union-attr]
+    scores = parser.scores(pictures.to(device).float() / 127.5 - 1)
+    wanted = [None] * len(pictures) if sizes is None else sizes
+    maps = [parser.labels(one[None], size)[0] for one, size in zip(scores, wanted, strict=True)]
+    return [labels.to(torch.uint8).cpu().numpy() for labels in maps]
 
 
 def write_masks(
@@ -252,11 +258,7 @@ def _run(
 
 def _parse_group(good: list, parser: FaceParser, size: int, pool: ThreadPoolExecutor, report: MaskReport) -> list:
     pictures = torch.stack([torch.from_numpy(array) for _, (array, _) in good]).permute(0, 3, 1, 2)
-    shapes = [_mask_shape(original, size) for _, (_, original) in good]
-    if len(set(shapes)) == 1:
-        masks = list(parse_pictures(parser, pictures, shapes[0]).cpu().numpy())
-    else:
-        masks = [parse_pictures(parser, p[None], s)[0].cpu().numpy() for p, s in zip(pictures, shapes, strict=True)]
+    masks = parse_pictures(parser, pictures, [_mask_shape(original, size) for _, (_, original) in good])
     for mask in masks:
         counts = np.bincount(mask.ravel(), minlength=NUM_CLASSES)
         report.pixels = [a + int(b) for a, b in zip(report.pixels, counts, strict=True)]

@@ -331,13 +331,16 @@ class FaceParser(nn.Module):
             )
         return self.net((pictures * 0.5 + 0.5 - self.mean) / self.std)
 
-    @torch.no_grad()
-    def forward(self, pictures: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        """(N, 3, H, W) in [-1, 1] -> (N, h, w) int64 labels; ``size`` (h, w), default the net's own.
+    def labels(self, scores: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Scores -> (N, h, w) int64 labels; ``size`` (h, w), default that of the scores.
 
         Scores, not labels, are brought to another size, so that edges stay smooth.
         """
-        scores = self.scores(pictures)
         if size is not None and tuple(scores.shape[2:]) != tuple(size):
             scores = F.interpolate(scores, size, mode="bilinear", align_corners=False)
         return self.table[scores.argmax(dim=1)]  # type: ignore[index]
+
+    @torch.no_grad()
+    def forward(self, pictures: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """(N, 3, H, W) in [-1, 1] -> (N, h, w) int64 labels; ``size`` as in :meth:`labels`, default the net's own."""
+        return self.labels(self.scores(pictures), size)
