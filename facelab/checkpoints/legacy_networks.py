@@ -108,8 +108,19 @@ def read_network_pickle(path: str | Path) -> NetworkPickle:
     Raises:
         UserError: refused (a global outside the allow-list, named), damaged or cut, or no network pickle; one line.
     """
-    path = Path(path)
-    tree = read_pickle_checkpoint(path)
+    return networks_of(Path(path), read_pickle_checkpoint(path))
+
+
+def is_network_tree(tree: object) -> bool:
+    """Whether what :func:`read_pickle_checkpoint` returned is a dictionary of networks (or of empty places for them)."""
+    if not isinstance(tree, dict):
+        return False
+    found = [tree[name] for name in NETWORKS if name in tree]
+    return bool(found) and all(value is None or is_module(value) for value in found)
+
+
+def networks_of(path: Path, tree: object) -> NetworkPickle:
+    """The same as :func:`read_network_pickle` for a file that has been read already."""
     if not isinstance(tree, dict) or not any(name in tree for name in NETWORKS):
         got = (
             f"a dictionary of {', '.join(map(str, list(tree)[:5]))}" if isinstance(tree, dict) else type(tree).__name__

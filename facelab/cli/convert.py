@@ -50,10 +50,45 @@ def open_any(path: str | Path, ema: str | Path | None = None) -> Source:
         checkpoint = load_checkpoint(found, with_state=False)
         model = dict(checkpoint.meta["config"]["model"])  # type: ignore[index]
         return Source(str(checkpoint.meta["method"]), model, checkpoint.weights, checkpoint.meta)
+    original = read_foreign(found, ema=None if ema is None else Path(ema))
+    return Source(original.method, original.model, original.weights, original.meta, original.notes)
+
+
+def read_foreign(
+    path: Path, method: str = "auto", ema: Path | None = None, use_ema: bool = True, curriculum: str | None = None
+) -> Any:
+    """A file of an original program, converted: ``method``, ``model``, ``weights``, ``meta``, ``notes``.
+
+    Args:
+        method: name, or ``auto``: by what the file holds.
+        ema: averages in a file of their own (pi-GAN, FENeRF).
+        use_ema: False leaves averages out.
+        curriculum: whose cameras and rendering a pi-GAN or FENeRF model keeps; None: by its class.
+
+    Raises:
+        UserError: refused, damaged, of another method, or an option that this kind of file does not have.
+    """
+    from facelab.checkpoints.legacy_networks import is_network_tree
+    from facelab.checkpoints.legacy_pickle import read_pickle_checkpoint
+    from facelab.errors import UserError
+
+    tree = read_pickle_checkpoint(path) if method in ("auto", "eg3d") else None
+    if method == "eg3d" or is_network_tree(tree):
+        from facelab.bases.eg3d.convert import read_original as read_eg3d
+
+        if ema is not None or curriculum is not None:
+            raise UserError(f"{path}: an EG3D file holds its averages and settings; leave out --ema and --curriculum")
+        original = read_eg3d(path, tree)
+        if use_ema:
+            return original
+        weights = {name: state for name, state in original.weights.items() if not name.endswith("ema")}
+        if "generator" not in weights:
+            raise UserError(f"{path} holds averages only; leave out --no-ema")
+        return dataclasses.replace(original, weights=weights)
+    del tree
     from facelab.bases.pigan.originals import read_original
 
-    original = read_original(found, None if ema is None else Path(ema))
-    return Source(original.method, original.model, original.weights, original.meta, original.notes)
+    return read_original(path, ema, use_ema=use_ema, curriculum=curriculum)
 
 
 def full_config(method: str, model: Mapping[str, Any], curriculum: str) -> dict[str, Any]:
@@ -104,35 +139,37 @@ class Initialised:
 
 
 @click.command("convert_checkpoint", cls=OneLineCommand)
-@click.argument("method", metavar="METHOD", type=click.Choice(["auto", "pigan", "fenerf"]))
+@click.argument("method", metavar="METHOD", type=click.Choice(["auto", "pigan", "fenerf", "eg3d"]))
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
     "--ema",
     type=click.Path(path_type=Path),
     default=None,
-    help="The averages' file. [default: ema.pth or STEP_ema.pth beside SOURCE]",
+    help="pi-GAN, FENeRF: the averages' file. [default: ema.pth or STEP_ema.pth beside SOURCE]",
 )
 @click.option("--no-ema", is_flag=True, help="Convert the live weights although averages lie beside them.")
 @click.option(
     "--curriculum",
     default=None,
-    help="Curriculum whose camera and rendering settings the model keeps. [default: by the field's class]",
+    help="pi-GAN, FENeRF: curriculum whose camera and rendering settings the model keeps. [default: by the field's class]",
 )
 @friendly
 def convert_checkpoint(
     method: str, source: Path, out: Path, ema: Path | None, no_ema: bool, curriculum: str | None
 ) -> None:
-    """Convert an original checkpoint (generator.pth, with ema.pth) to a .safetensors model.
+    """Convert an original checkpoint to a .safetensors model.
 
-    METHOD is fenerf, pigan or auto (as the file says). No code of the file runs.
-    The architecture is derived from the shapes of its tensors and printed.
+    METHOD is fenerf or pigan (generator.pth, with ema.pth), eg3d (a .pkl of G, D and G_ema) or auto (as the file
+    says). No code of the file runs. The architecture is checked against the shapes of its tensors and printed.
     """
-    from facelab.bases.pigan.originals import read_original
-    from facelab.checkpoints.format import export_model
+    import json
+
+    from facelab.checkpoints.format import atomic_write, export_model
+    from facelab.config import to_dict
     from facelab.errors import UserError
 
-    original = read_original(source, ema, use_ema=not no_ema, curriculum=curriculum)
+    original = read_foreign(source, method, ema, not no_ema, curriculum)
     if method not in ("auto", original.method):
         raise UserError(
             f"{source} is a {original.method} generator, not {method}; say 'convert_checkpoint {original.method} ...' or auto"
@@ -140,6 +177,14 @@ def convert_checkpoint(
     for note in original.notes:
         click.echo(note)
     target = out if out.suffix == ".safetensors" else out / f"{original.method}.safetensors"
-    config = full_config(original.method, original.model, original.meta["curriculum"])
+    if original.method == "eg3d":
+        config = to_dict(original.config)
+    else:
+        config = full_config(original.method, original.model, original.meta["curriculum"])
     export_model(target, original.weights, {**original.meta, "config": config})
+    if original.method == "eg3d":
+        with atomic_write(target.with_suffix(".json")) as temporary:
+            text = json.dumps({"config": config, "origin": original.meta["origin"]}, indent=1, sort_keys=True)
+            Path(temporary).write_text(text + "\n", encoding="utf-8")
+        click.echo(f"configuration: {target.with_suffix('.json')}")
     click.echo(f"written: {target}")
