@@ -156,8 +156,8 @@ def sample_pdf(bins: Tensor, weights: Tensor, count: int, u: Tensor | None = Non
     pdf = weights / weights.sum(-1, keepdim=True)
     cdf = torch.cat([torch.zeros_like(pdf[..., :1]), torch.cumsum(pdf, dim=-1)], dim=-1)
     if u is None:
-        u = (torch.arange(count, device=bins.device, dtype=bins.dtype) + 0.5) / count
-        u = u.expand(*bins.shape[:-1], count)
+        middles = (torch.arange(count, device=bins.device, dtype=bins.dtype) + 0.5) / count
+        u = middles.expand(*bins.shape[:-1], count)
     index = torch.searchsorted(cdf.contiguous(), u.contiguous())
     below = (index - 1).clamp_min(0)
     above = index.clamp_max(bins.shape[-1] - 1)

@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+from cuda_ops import dispatch, triplane_render
 from facelab.cameras.rays import Rays
 from facelab.draws import Draws
-from facelab.fields.triplane import TriplaneField
+from facelab.fields.triplane import PLANE_AXES, TriplaneField
 from facelab.rendering.integrators import RenderOutput
-from facelab.rendering.midpoint import render_midpoints
+from facelab.rendering.midpoint import check_midpoint_settings, limit_rays, render_midpoints
+from facelab.rendering.ray_samplers import RayNoise
 from facelab.rendering.settings import RenderSettings
 
 
@@ -22,6 +25,10 @@ def render_triplane(
     keep_weights: bool = False,
 ) -> RenderOutput:
     """Render N x R rays of a tri-plane field.
+
+    On a GPU and without gradient the fused kernel of :mod:`cuda_ops.triplane_render` runs, in the precision of
+    ``field.precision``; with gradient, and for what the kernel does not have (density noise, normals, weights,
+    ``settings.reference``), the plain renderer does, whose numbers are the same up to rounding.
 
     Args:
         planes: (N or 1, 3, C, H, W).
@@ -37,4 +44,61 @@ def render_triplane(
     Raises:
         ValueError: as the plain renderer.
     """
-    return render_midpoints(lambda points, _: field(points, planes), rays, settings, draws, keep_weights)
+    spec = fused_spec(field, settings)
+    plain_only = keep_weights or settings.normals or settings.reference or settings.sigma_noise > 0
+    if plain_only or _needs_gradient(planes, rays, field) or not _wanted(planes, field, spec):
+        return render_midpoints(lambda points, _: field(points, planes), rays, settings, draws, keep_weights)
+    check_midpoint_settings(settings)
+    images, count = rays.origins.shape[:2]
+    noise = RayNoise.draw(draws, settings, images, count, rays.origins.device, of_samples=True)
+    rays = limit_rays(rays, settings)
+    stored = planes.half() if field.precision == "fp16" else planes
+    seen = triplane_render.render_triplane(
+        stored,
+        rays.origins,
+        rays.directions,
+        field.decoder.effective(),
+        spec,
+        rays.limits,
+        noise.jitter,
+        noise.importance,
+    )
+    return RenderOutput(
+        rgb=seen.features[..., :3],
+        depth=seen.depth,
+        opacity=seen.opacity,
+        features=seen.features,
+        mean_depth=seen.mean_depth,
+    )
+
+
+def fused_spec(field: TriplaneField, settings: RenderSettings) -> triplane_render.TriplaneSpec:
+    """What the fused kernel has to know of a field and of settings."""
+    first, second, third = PLANE_AXES[field.config.axes]
+    return triplane_render.TriplaneSpec(
+        axes=(first, second, third),
+        scale=2 / field.config.box_side,
+        concat=field.config.aggregation == "concat",
+        near=settings.near,
+        far=settings.far,
+        samples=settings.samples_coarse,
+        importance=settings.samples_fine,
+        disparity=settings.spacing == "disparity",
+        white=settings.background == "white",
+        precision=field.precision,
+    )
+
+
+def _needs_gradient(planes: Tensor, rays: Rays, field: TriplaneField) -> bool:
+    if not torch.is_grad_enabled():
+        return False
+    inputs = (planes, rays.origins, rays.directions, *field.parameters())
+    return any(x.requires_grad for x in inputs)
+
+
+def _wanted(planes: Tensor, field: TriplaneField, spec: triplane_render.TriplaneSpec) -> bool:
+    """Whether a kernel runs; on the CPU only where the interpreter was asked for by name."""
+    if planes.device.type == "cpu" and not (dispatch.interpreted() and dispatch.mode() == "triton"):
+        return False
+    found = triplane_render.problem(planes, field.decoder.effective(), spec)
+    return dispatch.choose("triplane_render", planes.device, found) == "triton"
