@@ -27,6 +27,7 @@ CURRICULA = "parser"  # folder of configs/
 @click.option("--max-steps", type=int, default=None, help="Iterations in all (train.max_steps).")
 @click.option("--seed", type=int, default=None, help="Seed of the run (train.seed).")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a setting; repeatable.")
+@click.option("--allow-config-change", is_flag=True, help="Resume although settings differ.")
 @friendly
 def train_parser(
     curriculum: str,
@@ -37,6 +38,7 @@ def train_parser(
     max_steps: int | None,
     seed: int | None,
     overrides: tuple[str, ...],
+    allow_config_change: bool,
 ) -> None:
     """Train the small face parser on synthetic heads; writes parser.safetensors (fp16) beside its checkpoints.
 
@@ -51,17 +53,31 @@ def train_parser(
     path = resolve_curriculum(CURRICULA, curriculum)
     staged = load_staged(FaceParserConfig, [path], [*changes, *overrides])
     run_dir = str(out or Path("runs") / "parser" / path.stem)
-    raise SystemExit(launch(work, (to_dict(staged), run_dir, resume), device=device, gpus=gpus))
+    raise SystemExit(launch(work, (to_dict(staged), run_dir, resume, allow_config_change), device=device, gpus=gpus))
 
 
-def work(distributed: Distributed, config: dict[str, Any], run_dir: str, resume: str | None) -> int:
+def work(
+    distributed: Distributed,
+    config: dict[str, Any],
+    run_dir: str,
+    resume: str | None,
+    allow_config_change: bool = False,
+) -> int:
     """One process of a training run."""
     from facelab.config import from_dict
     from facelab.methods.face_parser.training import METHOD, ExportParser
     from facelab.training.loop import Trainer
 
     staged = from_dict(METHOD.config_type, config)
-    trainer = Trainer(METHOD, staged, run_dir, distributed, [ExportParser()], resume=resume)
+    trainer = Trainer(
+        METHOD,
+        staged,
+        run_dir,
+        distributed,
+        [ExportParser()],
+        resume=resume,
+        allow_config_change=allow_config_change,
+    )
     return trainer.run().exit_code
 
 

@@ -41,7 +41,7 @@ POPULAR_NAMES = (  # class order of the popular file
 )
 STILL = AugmentConfig(
     rotate=0, zoom=(1, 1), shift=0, lower=0, stretch=0, elastic=0, p_flip=0, p_long_hair=0, p_wild_hair=0, p_hair_texture=0,
-    p_brows=0, p_beard=0, p_neckline=0, p_cloth_texture=0, p_occluder=0, p_shadow=0, p_blur=0, noise=0, colour=0,
+    p_brows=0, p_eyes=0, p_beard=0, p_neckline=0, p_cloth_texture=0, p_occluder=0, p_shadow=0, p_blur=0, noise=0, colour=0,
 )  # fmt: skip
 
 
@@ -345,6 +345,12 @@ def test_parts_change_together_with_their_labels() -> None:
     )
     changed = (bearded != picture).any(1)
     assert changed.any() and (labels[changed] == aug.SKIN).all()
+    with_eyes = torch.where(labels == aug.BROWS[1], aug.EYES[1], labels)
+    shaded = aug.shade_eyes(picture, with_eyes, Draws(2), replace(STILL, p_eyes=1))
+    assert (shaded <= picture).all() and (shaded < picture)[
+        (with_eyes == aug.EYES[1])[:, None].expand_as(picture)
+    ].all()
+    assert torch.equal(shaded[:, :, 16:], picture[:, :, 16:])
 
 
 # --- training

@@ -23,6 +23,7 @@ from facelab.methods.face_parser.config import AugmentConfig
 
 BACKGROUND, SKIN, NECK, CLOTH, HAIR = (CLASSES.index(n) for n in ("background", "skin", "neck", "cloth", "hair"))
 BROWS = tuple(CLASSES.index(n) for n in ("l_brow", "r_brow"))
+EYES = tuple(CLASSES.index(n) for n in ("l_eye", "r_eye"))
 LIPS = tuple(CLASSES.index(n) for n in ("mouth", "u_lip", "l_lip"))
 EARS = tuple(CLASSES.index(n) for n in ("l_ear", "r_ear", "ear_r"))
 
@@ -34,6 +35,7 @@ def augment(image: Tensor, labels: Tensor, size: int, draws: Draws, config: Augm
     """
     picture, labels = warp(image.float() / 255, labels.long(), size, draws, config)
     picture, labels = grow_brows(picture, labels, draws, config)
+    picture = shade_eyes(picture, labels, draws, config)
     picture = paint_beard(picture, labels, draws, config)
     picture, labels = widen_neckline(picture, labels, draws, config)
     cloth = _chosen(draws, "cloth", len(picture), config.p_cloth_texture, picture.device) & (labels == CLOTH)[:, None]
@@ -79,6 +81,16 @@ def grow_brows(picture: Tensor, labels: Tensor, draws: Draws, config: AugmentCon
         grown = near & chosen & (labels == SKIN)[:, None]
         picture, labels = torch.where(grown, darkest, picture), torch.where(grown[:, 0], brow, labels)
     return picture, labels
+
+
+def shade_eyes(picture: Tensor, labels: Tensor, draws: Draws, config: AugmentConfig) -> Tensor:
+    """Eyes and the skin close to them get darker: lashes, make-up, deep sockets, eyes too small to show any white."""
+    count, size, device = len(picture), picture.shape[-1], picture.device
+    u = draws.uniform("eyes", (count, 2, 1, 1, 1), device)
+    eyes = _members(labels, EYES)
+    rim = (_blur(eyes, _odd(0.03 * size)) * 2).clamp(max=1)
+    dark = 0.8 * u[:, 0] * rim * torch.where(eyes > 0, u[:, 1], 1.0)
+    return picture * (1 - dark * _chosen(draws, "eyes", count, config.p_eyes, device))
 
 
 def paint_beard(picture: Tensor, labels: Tensor, draws: Draws, config: AugmentConfig) -> Tensor:

@@ -49,6 +49,7 @@ class AugmentConfig:
     p_wild_hair: float = 0.6  # hair grows irregularly over what is beside it
     p_hair_texture: float = 0.8
     p_brows: float = 0.35  # thicker brows
+    p_eyes: float = 0.5  # dark lashes, make-up and shaded eyes
     p_beard: float = 0.35
     p_neckline: float = 0.4  # skin below the neck, labelled neck
     p_cloth_texture: float = 0.7
