@@ -320,8 +320,8 @@ class Schedule:
 
     def real_raw(self, ctx: PhaseContext) -> Tensor:
         """(N, 3, R, R) real pictures as the neural rendering would be; once for both phases of a step."""
-        size = self.resolution(ctx)
-        return ctx.shared("real_raw", lambda draws: filtered_resizing(ctx.real.float_image(), size, "antialiased"))
+        size, mode = self.resolution(ctx), ctx.config.loss.raw_filter
+        return ctx.shared("real_raw", lambda draws: filtered_resizing(ctx.real.float_image(), size, mode))
 
     def judge_real(self, ctx: PhaseContext) -> tuple[Tensor, list[Tensor]]:
         """Logits of the real pictures, and the tensors that entered the discriminator, with gradient."""
@@ -380,6 +380,8 @@ class Schedule:
     def d_reg(self, ctx: PhaseContext) -> Losses:
         """R1 on what enters the discriminator."""
         logits, inputs = self.judge_real(ctx)
+        if not ctx.config.loss.r1_raw:
+            inputs = inputs[:1]
         penalty = gradient_penalty(inputs, logits, ctx.grad_scale()).mean()
         ctx.log("penalty", penalty)
         yield "r1", 0.5 * ctx.config.loss.r1_gamma * penalty

@@ -46,6 +46,8 @@ class LossConfig:
 
     r1_gamma: float = 1.0  # gamma: times 0.5 |grad D|^2 on real pictures
     r1_every: int = 16  # steps
+    r1_raw: bool = True  # the gradient with respect to the raw picture counts too (dual discrimination)
+    raw_filter: Literal["antialiased", "classic", "none"] = "antialiased"  # how real pictures become raw ones
     density_weight: float = 0.25  # density_reg; 0 = no regulariser
     density_every: int = 4  # steps
     density_distance: float = 0.004  # standard deviation of the distance between neighbouring points, scene units

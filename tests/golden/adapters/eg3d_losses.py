@@ -129,7 +129,8 @@ def setup(meta: Meta, arrays: Arrays) -> Run:
     shapes = {key: tuple(value.shape) for key, value in generator_to_original(generator).items()}
     original = {**generator_to_original(generator), **detfill(shapes, seed, rules)}
     generator.load_state_dict(generator_from_original(original, generator))
-    discriminator = filled_discriminator(discriminator_of(d, k["dual_discrimination"]), seed + 1, rules)
+    kwargs = {**d, "epilogue_kwargs": {"mbstd_group_size": d["mbstd_group_size"]}}
+    discriminator = filled_discriminator(discriminator_of(kwargs), seed + 1, rules)
     config = Eg3dConfig(
         model=ModelConfig(resolution=g["img_resolution"], box_side=options["box_warp"]),
         render=RenderConfig(),
@@ -138,12 +139,14 @@ def setup(meta: Meta, arrays: Arrays) -> Run:
             k["neural_rendering_resolution_final"],
             k["neural_rendering_resolution_fade_kimg"],
         ),
-        discriminator=DiscriminatorConfig(dual=k["dual_discrimination"], group_size=d["mbstd_group_size"]),
+        discriminator=DiscriminatorConfig(group_size=d["mbstd_group_size"]),
         conditioning=ConditioningConfig(
             not options["c_gen_conditioning_zero"], k["gpc_reg_prob"], k["gpc_reg_fade_kimg"]
         ),
         loss=LossConfig(
             r1_gamma=k["r1_gamma"],
+            r1_raw=k["dual_discrimination"],
+            raw_filter=k["filter_mode"],
             density_weight=options["density_reg"],
             density_distance=options["density_reg_p_dist"],
             density_points=meta["reg_weights"]["l1_points"],
@@ -187,7 +190,7 @@ def main_phases(run: Run) -> Iterator[tuple[str, Any]]:
 
     schedule, ctx, _, _ = run.phase("d_reg", {})
     real, inputs = schedule.judge_real(ctx)
-    penalty = gradient_penalty(inputs, real)
+    penalty = gradient_penalty(inputs if run.config.loss.r1_raw else inputs[:1], real)
     yield from scores("Dreg", "real", real).items()
     yield "Dreg:Loss/r1_penalty", penalty
     yield "Dreg:Loss/D/reg", penalty * (run.config.loss.r1_gamma / 2)

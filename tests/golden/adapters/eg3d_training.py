@@ -3,13 +3,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from facelab.bases.eg3d.convert_discriminator import discriminator_from_original, discriminator_shapes
+from facelab.bases.eg3d.convert_discriminator import (
+    config_from_original,
+    discriminator_from_original,
+    discriminator_shapes,
+)
 from facelab.bases.eg3d.data import WindowedSampler
 from facelab.bases.eg3d.schedules import blur_half_width, blur_sigma, ema_decay, neural_resolution, swap_probability
 from facelab.nn.augment import AugmentConfig, AugmentPipe
@@ -22,22 +27,9 @@ from facelab.training.protocol import Models, OptimizerSpec
 from ..harness import Arrays, Meta, detfill, given
 
 
-def discriminator_of(entry: dict[str, Any], dual: bool, **changes: Any) -> StyleGan2DiscriminatorConfig:
+def discriminator_of(kwargs: dict[str, Any], network: str = "DualDiscriminator") -> StyleGan2DiscriminatorConfig:
     """Our architecture from the original's arguments; strided groups are the ``reference`` switch."""
-    epilogue = entry.get("epilogue_kwargs", entry)
-    return StyleGan2DiscriminatorConfig(
-        resolution=entry["img_resolution"],
-        dual=dual,
-        label_dim=entry["c_dim"],
-        channel_base=entry["channel_base"],
-        channel_max=entry["channel_max"],
-        architecture=entry.get("architecture", "resnet"),
-        clamp=entry["conv_clamp"],
-        half_blocks=entry["num_fp16_res"],
-        group_size=epilogue["mbstd_group_size"],
-        grouping="strided",
-        **changes,
-    )
+    return replace(config_from_original(kwargs, network), grouping="strided")
 
 
 def filled_discriminator(config: StyleGan2DiscriminatorConfig, seed: int, rules: Any) -> StyleGan2Discriminator:
@@ -56,12 +48,13 @@ def discriminators(meta: Meta, arrays: Arrays) -> Arrays:
         if run.get("layer") == "minibatch_std":
             results[name] = minibatch_std(arrays["mbstd_x"], run["group_size"], run["num_channels"], "strided")
             continue
-        config = discriminator_of({**meta["config"], **run.get("config", {})}, run["network"] != "SingleDiscriminator")
+        config = discriminator_of({**meta["config"], **run.get("config", {})}, run["network"])
         model = filled_discriminator(config, meta["detfill_seed"] + run["seed_offset"], meta["rules"])
         stride = run.get("img_stride", 1)
         image = arrays["img"][:, :, ::stride, ::stride].clone().requires_grad_()
         raw = arrays["raw"].clone().requires_grad_()
-        logits = model(image, raw, arrays["c"], raw_weight=run.get("raw_fade", 1.0))
+        label = arrays["c"] if config.label_dim else None
+        logits = model(image, raw, label, raw_weight=run.get("raw_fade", 1.0))
         results[f"{name}_logits"] = logits
         if first := run.get("grad_first"):
             gradients = torch.autograd.grad(logits.sum(), [image, raw], allow_unused=True)
