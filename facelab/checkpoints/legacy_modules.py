@@ -65,7 +65,8 @@ def walk_modules(module: LegacyObject) -> Iterator[tuple[str, LegacyObject]]:
             )
         yield name, record
         children = [(f"{name}.{key}".lstrip("."), child) for key, child in _table(record, "_modules").items()]
-        pending += [(key, child, (*parents, id(record))) for key, child in reversed(children) if is_module(child)]
+        below = [(key, child) for key, child in children if isinstance(child, LegacyObject) and is_module(child)]
+        pending += [(key, child, (*parents, id(record))) for key, child in reversed(below)]
 
 
 def module_state(module: LegacyObject, buffers: bool = True) -> OrderedDict[str, Tensor]:

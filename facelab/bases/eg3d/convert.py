@@ -8,6 +8,7 @@ network; every size in it is checked against the shapes of the tensors before an
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -177,7 +178,7 @@ def _configuration(
     model = _model(where, architecture, rendering)
     config = Eg3dConfig(
         model=model,
-        view=_view(architecture, findings),
+        view=_tried(where, lambda: _view(architecture, findings)),
         render=_tried(where, lambda: _render(options, rendering)),
         neural=ResolutionConfig(initial=rendering),
         conditioning=_tried(where, lambda: _conditioning(architecture, options)),
@@ -223,6 +224,8 @@ def _model(where: str, a: TriPlaneGeneratorConfig, rendering: int) -> ModelConfi
 def _view(architecture: TriPlaneGeneratorConfig, findings: _Findings) -> ViewConfig:
     """Cameras; the files do not hold the focal length, so it is that of the data set whose cameras stand as far away."""
     radius, pivot = architecture.camera.radius, tuple(float(x) for x in architecture.camera.pivot)
+    if len(pivot) != 3 or not radius > 0 or not all(map(math.isfinite, (radius, *pivot))):
+        raise ValueError(f"cameras at {radius} around {list(pivot)[:5]}")
     presets = {name: ViewConfig(**values["view"]) for name, values in PRESETS.items()}
     same = [name for name, view in presets.items() if view.radius == radius]
     exact = [name for name in same if presets[name].pivot == pivot]
