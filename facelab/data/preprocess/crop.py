@@ -91,6 +91,8 @@ def plan_crop(
     Raises:
         ValueError: the points lie on one spot or are not finite.
     """
+    if not np.ptp(points5, axis=0).max() > 1e-3:
+        raise ValueError("the five points lie on one spot")
     height = picture[1]
     upward = np.stack([points5[:, 0], height - 1 - points5[:, 1]], axis=-1)
     fit = eg3d_labels.weak_perspective(torch.from_numpy(upward), torch.from_numpy(standard))

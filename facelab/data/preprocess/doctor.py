@@ -112,7 +112,7 @@ class PreparedPhoto:
             "points5": self.face.points5.tolist(),
             "score": self.face.score,
             "faces": len(self.faces),
-            "misfit": self.pose.residual,
+            "misfit": self.pose.misfit,
             "crop": {
                 "resized": list(self.plan.resized),
                 "corner": list(self.plan.corner),

@@ -23,7 +23,6 @@ UNIT = 0.27  # EG3D's scene units per unit (10 cm) of the standard head
 CENTRE = np.array([0.0, 0.006, 0.161])  # where the standard head's origin lies in EG3D's scene
 STANDARD_SCALE = 14.2656  # units of the standard head (10 cm) per scene unit of the procedural head
 STANDARD_SHIFT = np.array([0.0, 0.2194, -0.6725])
-EXPRESSION_SHARE = 0.5  # of a standard deviation: photographs are mostly near neutral
 KEPT = {5: 12, 68: 24}  # shape components; five mirrored points of a linear model have no more than 12 in use
 CONTOUR_NOISE = 3.0  # the jaw line slides over the face as it turns: such points count less
 
@@ -59,7 +58,7 @@ def head_points(count: Literal[5, 68]) -> HeadPoints:
     ids = model.landmarks
     mean = model.mean_shape[ids].double().numpy()
     identity = model.identity_basis[:, ids].double().numpy()
-    expression = model.expression_basis[:, ids].double().numpy() * EXPRESSION_SHARE
+    expression = model.expression_basis[:, ids].double().numpy()
     basis = np.concatenate([identity, expression])
     noise = np.ones(68)
     noise[:17] = CONTOUR_NOISE

@@ -25,12 +25,13 @@ class HeadPose:
 
     Attributes:
         cam2world: (4, 4) OpenCV axes, EG3D's scene, as fitted (its radius is not exactly 2.7).
-        residual: root mean square distance of the points in expected errors (POINT_NOISE); about 1 is usual.
+        misfit: how unlikely the points are as a human head's, noise and shape together: square root of the cost per
+            degree of freedom; about 1 is usual.
         components: (K,) shape in standard deviations.
     """
 
     cam2world: Array
-    residual: float
+    misfit: float
     components: Array
 
     def label_pose(self) -> Array:
@@ -70,8 +71,8 @@ def fit_pose(points: Points, focal: float = FOCAL) -> HeadPose:
     pose = np.eye(4)
     pose[:3, :3] = turn.T
     pose[:3, 3] = centre - turn.T @ best.x[3:6]
-    residual = float(np.sqrt((errors(best.x)[: points.size] ** 2).sum() / len(points)))
-    return HeadPose(pose, residual, best.x[6:])
+    misfit = float(np.sqrt(2 * best.cost / (points.size - 6)))  # least_squares halves the sum of squares
+    return HeadPose(pose, misfit, best.x[6:])
 
 
 def _project(head: HeadPoints, centre: Array, turn: Array, shift: Array, components: Array, focal: float) -> Points:

@@ -17,7 +17,7 @@ from facelab.data.preprocess.pose import HeadPose
 from facelab.data.preprocess.visibility import VARIANTS, Visibility
 
 Level = Literal["ok", "warning", "refused"]
-PARTS = ("eye at the left", "eye at the right", "nose", "left mouth corner", "right mouth corner")
+PARTS = ("eye at the left", "eye at the right", "nose", "mouth corner at the left", "mouth corner at the right")
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Limits:
         warn_roll, refuse_roll: leaning head or turned photo.
         warn_pixels, refuse_pixels: smallest side of the crop in pixels of the photo.
         warn_score, refuse_score: certainty of the detector.
-        warn_residual, refuse_residual: misfit of five points, see HeadPose; 68 points are allowed three times that.
+        warn_misfit, refuse_misfit: see HeadPose.
         warn_outside, refuse_outside: share of the crop outside the photo.
         warn_wander, refuse_wander: how far points move when the picture is mirrored, turned or reduced, eye distances.
         refuse_missed: variants of the picture in which the face is not found again.
@@ -48,8 +48,8 @@ class Limits:
     refuse_pixels: float = 128.0
     warn_score: float = 0.97
     refuse_score: float = 0.90
-    warn_residual: float = 1.0
-    refuse_residual: float = 1.6
+    warn_misfit: float = 1.6
+    refuse_misfit: float = 2.2
     warn_outside: float = 0.15
     refuse_outside: float = 0.40
     warn_wander: float = 0.12
@@ -88,56 +88,55 @@ def judge(
         seen: whether its parts can be seen.
     """
     yaw, pitch, roll = (math.degrees(angle) for angle in view_angles(pose.cam2world))
-    factor = 1.0 if face.points68 is None else 3.0
-    low, missing = limits, plan.outside()
+    missing = plan.outside()
     direction = "above" if pitch > 0 else "below"
     checks = [
         _above(
             "side_view",
             abs(yaw),
-            (low.warn_yaw, low.refuse_yaw),
+            (limits.warn_yaw, limits.refuse_yaw),
             f"the head is turned {abs(yaw):.0f} degrees",
             "choose a photo seen more from the front",
         ),
         _above(
             "tilted",
             abs(pitch),
-            (low.warn_pitch, low.refuse_pitch),
+            (limits.warn_pitch, limits.refuse_pitch),
             f"seen {abs(pitch):.0f} degrees from {direction}",
             "choose a photo taken at eye level",
         ),
         _above(
             "rolled",
             abs(roll),
-            (low.warn_roll, low.refuse_roll),
+            (limits.warn_roll, limits.refuse_roll),
             f"the head leans {abs(roll):.0f} degrees",
             "turn the photo upright",
         ),
         _above(
             "too_small",
             -plan.source_side,
-            (-low.warn_pixels, -low.refuse_pixels),
+            (-limits.warn_pixels, -limits.refuse_pixels),
             f"the crop has {plan.source_side:.0f} pixels of the photo a side",
-            f"use a larger picture, {low.warn_pixels:.0f} or more",
+            f"use a larger picture, {limits.warn_pixels:.0f} or more",
         ),
         _above(
             "uncertain",
             -face.score,
-            (-low.warn_score, -low.refuse_score),
+            (-limits.warn_score, -limits.refuse_score),
             f"certainty of the face {face.score:.2f}",
             "it may be hidden, blurred or no face",
         ),
         _above(
             "misfit",
-            pose.residual,
-            (low.warn_residual * factor, low.refuse_residual * factor),
-            f"the points miss a human head by {pose.residual:.1f} expected errors",
+            pose.misfit,
+            (limits.warn_misfit, limits.refuse_misfit),
+            f"the points are {pose.misfit:.1f} times as far from a human head's as expected",
             "the face may be partly hidden, or the points are wrong",
         ),
         _above(
             "cut_off",
             missing,
-            (low.warn_outside, low.refuse_outside),
+            (limits.warn_outside, limits.refuse_outside),
             f"{100 * missing:.0f} % of the crop lies outside the photo",
             "use a photo with more room around the head",
         ),
