@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from torch import Tensor
 from facelab.cameras import Camera
 from facelab.cameras.pose_sampling import PosePrior
 from facelab.cameras.rays import Grid, make_rays
-from facelab.data.synthetic import SyntheticBatch, SyntheticHeads
+from facelab.data.synthetic import SyntheticBatch
 from facelab.draws import Draws
 from facelab.errors import UserError
 from facelab.generator import Codes, Generator, GeneratorOutput, sample_latents
@@ -29,6 +29,7 @@ from facelab.metrics.features import FeatureNet
 from facelab.metrics.frechet import FeatureStats, frechet_distance
 from facelab.metrics.geometry import depth_error, pose_error, view_consistency
 from facelab.metrics.kernel import kernel_distance
+from facelab.metrics.manifold import precision_recall
 from facelab.rendering.settings import RenderSettings
 
 SURFACE = 0.5  # opacity from which a pixel counts as foreground
@@ -43,7 +44,7 @@ class Views:
     """N heads seen by cameras.
 
     Attributes:
-        image: (N, 3, S, S) in [0, 1].
+        image: (N, 3, T, T) in [0, 1]; T is S unless the picture is super-resolved.
         opacity: (N, S, S) in [0, 1].
         depth: (N, S, S) distance along unit rays, scene units; meaningless outside the foreground.
     """
@@ -58,7 +59,7 @@ class Views:
         return self.opacity > SURFACE
 
 
-HeadChunk = Callable[[Camera], Views]  # some heads, all seen by one camera
+HeadChunk = Callable[[Camera], Views]  # some heads, all seen by one camera, or each by its own
 
 
 @dataclass(frozen=True)
@@ -68,21 +69,30 @@ class GeneratedHeads:
     Attributes:
         generator: the model.
         settings: how pictures are rendered.
-        prior, fov: cameras of :meth:`pictures`; the field of view in degrees.
+        prior, fov: cameras of :meth:`pictures`; the field of view in degrees. Not looked at where there are labels.
         psi: truncation, 1 = none.
         seed: of heads and cameras.
         batch: pictures at a time.
         device: where the generator is.
+        labels: (L, 25) cameras of the data set; each head takes a random row as its camera, and the generator is told
+            of it where it is conditioned on cameras (EG3D: the same row for both).
     """
 
     generator: Generator
     settings: RenderSettings
-    prior: PosePrior
-    fov: float
+    prior: PosePrior | None
+    fov: float | None
     psi: float = 1.0
     seed: int = 0
     batch: int = 8
     device: torch.device | str = "cpu"
+    labels: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.labels is None and (self.prior is None or self.fov is None):
+            raise ValueError("heads need cameras: expected labels, or a prior and a field of view")
+        if self.labels is not None and (self.labels.ndim != 2 or self.labels.shape[1] != 25 or len(self.labels) == 0):
+            raise ValueError(f"labels must be (L, 25) cameras, got {tuple(self.labels.shape)}")
 
     def draws(self, index: int) -> Draws:
         """The random numbers of head ``index``."""
@@ -94,10 +104,20 @@ class GeneratedHeads:
         spec = self.generator.latent_spec
         rows = [sample_latents(spec, self.draws(i), 1) for i in indices]
         latents = {name: torch.cat([row[name] for row in rows]).to(self.device) for name in spec}
-        return self.generator.map(latents, truncation=self.psi)
+        told = None if self.labels is None else self._labels_of(indices).to(self.device)
+        return self.generator.map(latents, told, truncation=self.psi)
+
+    def _labels_of(self, indices: Sequence[int]) -> Tensor:
+        assert self.labels is not None
+        places = [float(self.draws(i).uniform("camera_row", (), dtype=torch.float64)) for i in indices]
+        return self.labels[[int(place * len(self.labels)) for place in places]]
 
     def cameras(self, indices: Sequence[int]) -> Camera:
-        """The camera of each head, from the prior."""
+        """The camera of each head: its row of the labels, or from the prior. They have angles."""
+        if self.labels is not None:
+            camera = Camera.from_label(self._labels_of(indices))
+            return Camera(camera.cam2world, camera.intrinsics, camera.sphere_angles()).to(self.device)
+        assert self.prior is not None and self.fov is not None
         return Camera.cat([self.prior.sample(self.draws(i), 1, self.fov) for i in indices]).to(self.device)
 
     @torch.no_grad()
@@ -114,7 +134,8 @@ class GeneratedHeads:
             scene = self.generator.scene(self.codes(indices))
 
             def see(camera: Camera, scene: Any = scene, first: int = indices[0]) -> Views:
-                camera = Camera.cat([camera.to(self.device)] * scene.count)
+                camera = camera.to(self.device)
+                camera = Camera.cat([camera] * scene.count) if len(camera) == 1 else camera
                 return views_of(self._render(scene, camera, first))
 
             yield see
@@ -134,7 +155,13 @@ def views_of_synthetic(batch: SyntheticBatch) -> Views:
     return Views(batch.image.float() / 255, (batch.depth > 0).float(), batch.depth)
 
 
-def synthetic_chunks(heads: SyntheticHeads, count: int, batch: int, start: int = 0) -> Iterator[HeadChunk]:
+class KnownHeads(Protocol):
+    """Numbered heads whose truth is known: :class:`SyntheticHeads`, or scaled ones."""
+
+    def batch(self, indices: Sequence[int], camera: Camera | None = None) -> SyntheticBatch: ...
+
+
+def synthetic_chunks(heads: KnownHeads, count: int, batch: int, start: int = 0) -> Iterator[HeadChunk]:
     """Synthetic heads ``start`` .. ``start + count - 1``, to be measured as a generator is."""
     for indices in _batches(count, batch):
         yield lambda camera, indices=indices: views_of_synthetic(heads.batch([start + i for i in indices], camera))
@@ -200,6 +227,24 @@ def picture_distances(
     return found
 
 
+def precision_recall_of(net: FeatureNet, real: SetFeatures, fake: SetFeatures, neighbours: int = 3) -> dict[str, Any]:
+    """Precision and recall of two sets whose vectors were kept. UserError where they are too few for k neighbours."""
+    if real.vectors is None or fake.vectors is None:
+        raise ValueError("precision and recall need the feature vectors of both sets")
+    fewest = min(real.stats.count, fake.stats.count)
+    if fewest <= neighbours:
+        raise UserError(f"precision and recall need more than {neighbours} pictures of each set, got {fewest}")
+    found = precision_recall(real.vectors, fake.vectors, neighbours)
+    counts = {"real_count": real.stats.count, "fake_count": fake.stats.count}
+    return {
+        "precision": found.precision,
+        "recall": found.recall,
+        "neighbours": neighbours,
+        "features": net.name,
+        **counts,
+    }
+
+
 def uint8_pictures(heads: GeneratedHeads, count: int) -> Iterator[Tensor]:
     """The pictures of :meth:`GeneratedHeads.pictures` as (N, 3, S, S) uint8."""
     for output, _ in heads.pictures(count):
@@ -257,7 +302,7 @@ def generated_with_cameras(heads: GeneratedHeads, count: int) -> Iterator[tuple[
         yield output.rgb, camera
 
 
-def synthetic_with_cameras(heads: SyntheticHeads, count: int, batch: int) -> Iterator[tuple[Tensor, Camera]]:
+def synthetic_with_cameras(heads: KnownHeads, count: int, batch: int) -> Iterator[tuple[Tensor, Camera]]:
     """Synthetic heads 0 .. count - 1 in [-1, 1] with their true cameras."""
     for indices in _batches(count, batch):
         made = heads.batch(indices)
@@ -273,12 +318,14 @@ def consistency_report(
     cameras: tuple[Camera, Camera],
     grid: Grid = "corners",
     tick: Tick | None = None,
+    occlusion: float = 0.02,
 ) -> dict[str, Any]:
     """Depth of each head carried from one view to another and compared with the depth rendered there.
 
     Args:
         chunks: the heads.
         cameras: two single cameras, see :func:`view_pair`.
+        occlusion: a point this much behind the other view's surface counts as hidden, scene units.
 
     Returns:
         ``mean_error`` (scene units, means over heads of the mean over pixels), ``compared`` and ``hidden``
@@ -289,7 +336,8 @@ def consistency_report(
     for see in chunks:
         first, second = (see(camera) for camera in cameras)
         a, b = (Camera.cat([camera.to(first.depth.device)] * len(first.depth)) for camera in cameras)
-        result = view_consistency(first.depth, a, second.depth, b, first.foreground, second.foreground, grid=grid)
+        masks = (first.foreground, second.foreground)
+        result = view_consistency(first.depth, a, second.depth, b, *masks, occlusion=occlusion, grid=grid)
         for table, values in ((errors, result.error), (compared, result.compared), (hidden, result.hidden)):
             table.append(values.cpu())
         if tick is not None:
@@ -304,9 +352,10 @@ def consistency_report(
     }
 
 
-def view_pair(prior: PosePrior, fov: float, angle: float = VIEW_ANGLE) -> tuple[Camera, Camera]:
+def view_pair(prior: PosePrior, fov: float, angle: float = VIEW_ANGLE, radius: float = 1.0) -> tuple[Camera, Camera]:
     """Two cameras at the mean pose, ``angle`` radians of yaw apart."""
-    left, right = (Camera.on_sphere(prior.pitch_mean, prior.yaw_mean + s * angle / 2, fov) for s in (-1, 1))
+    yaws = (prior.yaw_mean + s * angle / 2 for s in (-1, 1))
+    left, right = (Camera.on_sphere(prior.pitch_mean, yaw, fov, radius) for yaw in yaws)
     return left, right
 
 
@@ -382,7 +431,9 @@ def plane_depth(cameras: Camera, size: int, grid: Grid = "corners") -> Tensor:
 def _compare(known: Views, seen: Views, plane: Tensor) -> Tensor:
     """One known head and K candidates -> (K, 6): distance, rmse, aligned, constant and plane rmse, mask IoU."""
     inside, foreground = known.foreground, seen.foreground
-    picture = (seen.image - known.image).abs().flatten(1).mean(1)
+    # a super-resolved picture is compared at the size at which its depth is known
+    image = torch.nn.functional.adaptive_avg_pool2d(seen.image, known.image.shape[-1])
+    picture = (image - known.image).abs().flatten(1).mean(1)
     mask = (seen.opacity - inside.to(seen.opacity)).abs().flatten(1).mean(1)
     both = foreground & inside
     union = (foreground | inside).flatten(1).sum(1).clamp(min=1)

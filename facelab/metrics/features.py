@@ -83,7 +83,7 @@ class RandomFeatureNet(nn.Module):
 
     @torch.no_grad()
     def forward(self, pictures: Tensor) -> Tensor:
-        _check_pictures(pictures)
+        check_pictures(pictures)
         precision = torch.float32 if pictures.device.type == "cpu" else torch.float64
         x = pictures.to(precision) / 127.5 - 1
         x = nn.functional.interpolate(x, size=(self.size, self.size), mode="bilinear", antialias=True)
@@ -135,7 +135,7 @@ class InceptionFeatures(nn.Module):
 
     @torch.no_grad()
     def forward(self, pictures: Tensor) -> Tensor:
-        _check_pictures(pictures)
+        check_pictures(pictures)
         resized = resize_clean(pictures) if self.resize == "clean" else resize_pytorch_fid(pictures)
         return self.network(resized * 2 - 1)
 
@@ -259,6 +259,7 @@ def image_distances(
     return result
 
 
-def _check_pictures(pictures: Tensor) -> None:
+def check_pictures(pictures: Tensor) -> None:
+    """ValueError unless these are uint8 (N, 3, H, W)."""
     if pictures.ndim != 4 or pictures.shape[1] != 3 or pictures.dtype != torch.uint8:
         raise ValueError(f"pictures must be uint8 (N, 3, H, W), got {pictures.dtype} {tuple(pictures.shape)}")

@@ -70,6 +70,35 @@ def depth_error(prediction: Tensor, truth: Tensor, mask: Tensor | None = None, a
     return DepthError(mean(error), mean(error.square()).sqrt(), mean(error / y), scale, shift)
 
 
+def normalised_depth_error(prediction: Tensor, truth: Tensor, mask: Tensor | None = None) -> Tensor:
+    """EG3D's depth measure: mean squared difference after each map was brought to mean 0 and deviation 1, (N,) float64.
+
+    0 for maps that differ by shift and positive scale, 2 on average for unrelated ones.
+
+    Args:
+        prediction, truth: (N, H, W) or (N, 1, H, W); both grow with the distance.
+        mask: where to compare, same shape, boolean; default everywhere.
+
+    Raises:
+        ValueError: shapes differ, or fewer than 2 masked pixels. NaN for a map that is flat within the mask.
+    """
+    valid = _valid(mask, truth)
+    if not prediction.shape == truth.shape == valid.shape:
+        shapes = [tuple(x.shape) for x in (prediction, truth, valid)]
+        raise ValueError(f"prediction, truth and mask must have one shape, got {shapes}")
+    weight = valid.flatten(1).double()
+    count = weight.sum(dim=1, keepdim=True)
+    if bool((count < 2).any()):
+        raise ValueError(f"a depth map needs at least 2 masked pixels, got {int(count.min())}")
+
+    def standard(values: Tensor) -> Tensor:
+        flat = torch.where(valid, values, 0).flatten(1).double()
+        centred = (flat - (flat * weight).sum(1, keepdim=True) / count) * weight
+        return centred / (centred.square().sum(1, keepdim=True) / count).sqrt()
+
+    return ((standard(prediction) - standard(truth)).square() * weight).sum(1) / count[:, 0]
+
+
 def _valid(mask: Tensor | None, like: Tensor) -> Tensor:
     return torch.ones_like(like, dtype=torch.bool) if mask is None else mask.bool()
 
