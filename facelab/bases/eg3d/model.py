@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from facelab.cameras import Camera
 from facelab.cameras.orbit import FOCAL, orbit_camera
@@ -253,8 +254,9 @@ class TriPlaneGenerator(nn.Module):
         ``settings.resolution`` is the side s of the rendering; the picture has the side of the super-resolution.
 
         Returns:
-            rgb (N, 3, S, S), raw_rgb (N, 3, s, s) and features (N, C, s, s) as ``2 v - 1``; depth (weighted sum)
-            and opacity (N, 1, s, s). The first features are the rendered rgb whatever ``legacy_raw`` says.
+            rgb (N, 3, S, S), raw_rgb (N, 3, s, s) and features (N, C, s, s) as ``2 v - 1``; depth (weighted sum),
+            opacity and normals of the rendering, bilinearly enlarged to S. The first features are the rendered rgb
+            whatever ``legacy_raw`` says; :meth:`render_volume` has the rendering as it is.
         """
         output = self.render_volume(scene, camera, settings, draws)
         side = settings.resolution
@@ -265,10 +267,10 @@ class TriPlaneGenerator(nn.Module):
         assert output.features is not None
         features = image(2 * output.features - 1)
         rgb, raw = self.enlarge(features, scene.parts["w"], draws)
-        normals = None if output.normals is None else image(output.normals)
-        return GeneratorOutput(
-            rgb, image(output.depth), image(output.opacity), normals=normals, raw_rgb=raw, features=features
-        )
+        size = rgb.shape[-1]
+        depth, opacity = (_enlarged(image(x), size) for x in (output.depth, output.opacity))
+        normals = None if output.normals is None else F.normalize(_enlarged(image(output.normals), size), dim=1)
+        return GeneratorOutput(rgb, depth, opacity, normals=normals, raw_rgb=raw, features=features)
 
     def enlarge(self, features: Tensor, w: Tensor, draws: Draws | None = None) -> tuple[Tensor, Tensor]:
         """Feature images (N, C, s, s) and codes (N or 1, L, W) -> picture (N, 3, S, S) and raw picture (N, 3, s, s)."""
@@ -302,3 +304,9 @@ class TriPlaneGenerator(nn.Module):
         self.field_net.reset_parameters(generator)
         if self.superresolution is not None:
             self.superresolution.reset_parameters(generator)
+
+
+def _enlarged(x: Tensor, size: int) -> Tensor:
+    if x.shape[-1] == size:
+        return x
+    return F.interpolate(x, size=(size, size), mode="bilinear", align_corners=False)

@@ -61,7 +61,11 @@ def test_one_scene_is_rendered_from_many_cameras(generator: TriPlaneGenerator) -
     scene = generator.scene(codes)
     assert scene.parts["planes"].shape == (1, 3, 4, 16, 16)
     together = generator.render(scene, VIEWS, SETTINGS)
-    assert together.rgb.shape == (3, 3, 128, 128) and together.depth.shape == (3, 1, 12, 12)
+    assert together.rgb.shape == (3, 3, 128, 128) and together.depth.shape == together.opacity.shape == (3, 1, 128, 128)
+    volume = generator.render_volume(scene, VIEWS, SETTINGS)
+    assert volume.depth.shape == (3, 144, 1) and volume.mean_depth is not None
+    torch.testing.assert_close(volume.depth, volume.mean_depth * volume.opacity)
+    torch.testing.assert_close(together.depth.mean(), volume.depth.mean(), rtol=1e-2, atol=0)
     assert together.features is not None and together.features.shape == (3, 6, 12, 12)
     for i in range(3):
         alone = generator.render(scene, VIEWS[i], SETTINGS)
@@ -197,7 +201,7 @@ def test_a_mesh_and_normals_come_from_the_field(generator: TriPlaneGenerator) ->
     generator_dense.field_net.decoder.output_bias[0] += 30
     seen = generator_dense.render(scene, VIEWS[1], SETTINGS.replace(normals=True))
     assert seen.normals is not None and (seen.opacity > 0.99).all()
-    torch.testing.assert_close(seen.normals.norm(dim=1), torch.ones(1, 12, 12), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(seen.normals.norm(dim=1), torch.ones(1, 128, 128), rtol=1e-3, atol=1e-3)
 
 
 def test_original_names_and_back(generator: TriPlaneGenerator) -> None:

@@ -64,7 +64,7 @@ def triplane(meta: Meta, arrays: Arrays) -> dict[str, Tensor]:
         "image_strided": output.rgb[:, :, ::stride, ::stride],
         "image_crop": output.rgb[:, :, low : low + crop, low : low + crop],
         "image_raw": output.raw_rgb,
-        "image_depth": depth.transpose(1, 2).unflatten(2, output.depth.shape[-2:]),
+        "image_depth": depth.transpose(1, 2).unflatten(2, output.raw_rgb.shape[-2:]),
         "sample_sigma": points.sigma[:, :, 0],
         "sample_rgb": points.features[:, :, 0, : run["sample_rgb_channels"]],
     }
