@@ -163,7 +163,15 @@ def bias_act(
     gain = entry.gain if gain is None else float(gain)
     check_bias(x, b, dim, clamp)
     y = (entry.function(_biased(x, b, dim), alpha) * gain).to(x.dtype)
-    return y if clamp is None else torch.where(y.abs() < clamp, y, y.detach().clamp(-clamp, clamp))
+    if clamp is None:
+        return y
+    bound = y.new_full((), clamp)
+    return torch.where(_below(y, clamp), y, y.detach().clamp(-bound, bound))
+
+
+def _below(y: Tensor, clamp: float) -> Tensor:
+    """Where results did not reach the clamp, which is rounded as they are."""
+    return y.abs() < y.new_full((), clamp)
 
 
 def _biased(x: Tensor, b: Tensor | None, dim: int) -> Tensor:
@@ -207,7 +215,7 @@ def bias_act_grad(
         z = _biased(ref, b, dim)
         y, slope = (entry.function(z, alpha) * gain).to(ref.dtype), entry.first(z, alpha)
     dx = dy.to(slope.dtype) * gain * slope
-    return (dx if clamp is None else torch.where(y.abs() < clamp, dx, 0.0)).to(dy.dtype)
+    return (dx if clamp is None else torch.where(_below(y, clamp), dx, 0.0)).to(dy.dtype)
 
 
 def bias_act_grad2(
@@ -226,5 +234,5 @@ def bias_act_grad2(
     z = _biased(x, b, dim)
     d = v.to(z.dtype) * dy.to(z.dtype) * gain * entry.second(z, alpha)
     if clamp is not None:
-        d = torch.where((entry.function(z, alpha) * gain).to(x.dtype).abs() < clamp, d, 0.0)
+        d = torch.where(_below((entry.function(z, alpha) * gain).to(x.dtype), clamp), d, 0.0)
     return d.to(x.dtype)

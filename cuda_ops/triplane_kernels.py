@@ -44,6 +44,18 @@ def _before(products, index, N: tl.constexpr):
 
 
 @triton.jit
+def _count(values, x, OR_EQUAL: tl.constexpr, N: tl.constexpr, LOG_N: tl.constexpr):
+    """How many of N ascending values are smaller than each x (or equal to it): bisection."""
+    found = tl.zeros_like(x).to(tl.int32)
+    for k in tl.static_range(LOG_N):
+        step: tl.constexpr = N >> (k + 1)
+        probe = tl.gather(values, found + (step - 1), 0)
+        found += tl.where((probe <= x) if OR_EQUAL else (probe < x), step, 0)
+    probe = tl.gather(values, found, 0)
+    return found + ((probe <= x) if OR_EQUAL else (probe < x)).to(tl.int32)
+
+
+@triton.jit
 def _tap(plane, ix, iy, weight, live, height, width, C: tl.constexpr):
     """One of the four neighbours: (T, C) times its weight, zero outside the plane."""
     c = tl.arange(0, C)
@@ -117,7 +129,7 @@ def _product_of(a, b):
 
 
 @triton.jit
-def _importance(t, sigma, u, S: tl.constexpr, TS: tl.constexpr, TI: tl.constexpr):
+def _importance(t, sigma, u, S: tl.constexpr, TS: tl.constexpr, LOG_TS: tl.constexpr):
     """Ascending samples (TI,) of the blurred coarse weights, for ascending u."""
     i = tl.arange(0, TS)
     live = i < S
@@ -132,7 +144,7 @@ def _importance(t, sigma, u, S: tl.constexpr, TS: tl.constexpr, TI: tl.constexpr
     cdf = tl.cumsum(density, 0) / tl.sum(density, 0)
     middle = (t + _at(t, i + 1, TS)) * 0.5
     bins: tl.constexpr = S - 2
-    behind = tl.sum(((cdf[None, :] < u[:, None]) & (i[None, :] < bins)).to(tl.int32), axis=1)
+    behind = _count(tl.where(i < bins, cdf, 2.0), u, False, TS, LOG_TS)
     below = tl.maximum(behind - 1, 0)
     above = tl.minimum(behind, bins - 1)
     low, high = _at(cdf, below, TS), _at(cdf, above, TS)
@@ -164,7 +176,8 @@ def _coarse_depths(
 
 @triton.jit
 def _weights(
-    tc, sc, tf, sf, S: tl.constexpr, TS: tl.constexpr, I: tl.constexpr, TI: tl.constexpr,
+    tc, sc, tf, sf, S: tl.constexpr, TS: tl.constexpr, LOG_TS: tl.constexpr,
+    I: tl.constexpr, TI: tl.constexpr, LOG_TI: tl.constexpr,
 ):  # fmt: skip
     """Merge two ascending sets -> weights and middles of the intervals that begin at each sample, and the
     weights of the samples (half of the interval before and behind)."""
@@ -172,9 +185,8 @@ def _weights(
     live_c, live_f = i < S, j < I
     tc = tl.where(live_c, tc, FAR_AWAY)
     tf = tl.where(live_f, tf, FAR_AWAY)
-    smaller = tf[None, :] < tc[:, None]  # (TS, TI): fine j stands before coarse i
-    n = tl.sum((smaller & live_f[None, :]).to(tl.int32), axis=1)  # fine ones before coarse i
-    m = tl.sum((live_c[:, None] & (smaller == 0)).to(tl.int32), axis=0)  # coarse ones before fine j
+    n = _count(tf, tc, False, TI, LOG_TI)  # fine ones before coarse i
+    m = _count(tc, tf, True, TS, LOG_TS)  # coarse ones before fine j
     own, other = tl.where(i + 1 < S, _at(tc, i + 1, TS), FAR_AWAY), tl.where(n < I, _at(tf, n, TI), FAR_AWAY)
     next_c = tl.minimum(own, other)
     sigma_c = tl.where(own <= other, _at(sc, i + 1, TS), _at(sf, n, TI))
@@ -205,7 +217,7 @@ def render_forward(
     rays, rays_per_image, planes_stride, size, height, width, scale, near, far,
     A0: tl.constexpr, B0: tl.constexpr, A1: tl.constexpr, B1: tl.constexpr, A2: tl.constexpr, B2: tl.constexpr,
     C: tl.constexpr, HIDDEN: tl.constexpr, F: tl.constexpr,
-    S: tl.constexpr, TS: tl.constexpr, I: tl.constexpr, TI: tl.constexpr,
+    S: tl.constexpr, TS: tl.constexpr, LOG_TS: tl.constexpr, I: tl.constexpr, TI: tl.constexpr, LOG_TI: tl.constexpr,
     LIMITS: tl.constexpr, JITTER: tl.constexpr, U: tl.constexpr, DISPARITY: tl.constexpr, WHITE: tl.constexpr,
     CONCAT: tl.constexpr, HALF: tl.constexpr, DOT: tl.constexpr, RAYS: tl.constexpr,
 ):  # fmt: skip
@@ -238,12 +250,12 @@ def render_forward(
                 numbers = (j.to(tl.float32) + 0.5) * (1.0 / I)
                 if U:
                     numbers = tl.load(u + ray * I + tl.minimum(j, I - 1))
-                tf = _importance(tc, sc, numbers, S, TS, TI)
+                tf = _importance(tc, sc, numbers, S, TS, LOG_TS)
                 sf, colour_f = _field(
                     mine, (ox + tf * dx) * scale, (oy + tf * dy) * scale, (oz + tf * dz) * scale, j < I,
                     w1, b1, colour_weight, b2, ws, bs, size, height, width, A0, B0, A1, B1, A2, B2, C, HIDDEN, CONCAT, HALF, DOT,
                 )  # fmt: skip
-            wc, wf, middle_c, middle_f, pc, pf = _weights(tc, sc, tf, sf, S, TS, I, TI)
+            wc, wf, middle_c, middle_f, pc, pf = _weights(tc, sc, tf, sf, S, TS, LOG_TS, I, TI, LOG_TI)
             opacity = tl.sum(wc, 0) + tl.sum(wf, 0)
             depth = tl.sum(wc * middle_c, 0) + tl.sum(wf * middle_f, 0)
             seen = tl.sum(pc[:, None] * colour_c, 0) + tl.sum(pf[:, None] * colour_f, 0)

@@ -6,7 +6,7 @@ together, two small matrix products, weights of the coarse intervals, inverse-CD
 the compositing of both sets. Nothing but pixels is written; the features of both sets stay in registers.
 
 Both sets are in ascending order (coarse by construction, fine because the numbers they are drawn from are sorted),
-so they are merged by counting: sample i of one set stands behind as many samples of the other as are smaller, and
+so they are merged by counting (bisection): sample i of one set stands behind as many samples of the other as are smaller, and
 the product of transmittances before it is a prefix of either set times a prefix of the other.
 
 The plain twin, with the same arguments in other clothes, is ``facelab.rendering.midpoint.render_midpoints``.
@@ -182,12 +182,13 @@ def _launch(
         float(spec.far),
         A0=a0, B0=b0, A1=a1, B1=b1, A2=a2, B2=b2,
         C=channels, HIDDEN=hidden, F=features,
-        S=spec.samples, TS=tile[0], I=spec.importance, TI=tile[1],
+        S=spec.samples, TS=tile[0], LOG_TS=tile[0].bit_length() - 1,
+        I=spec.importance, TI=tile[1], LOG_TI=tile[1].bit_length() - 1,
         LIMITS=limits is not None, JITTER=jitter is not None, U=u is not None,
         DISPARITY=spec.disparity, WHITE=spec.white, CONCAT=spec.concat,
         HALF=spec.precision == "fp16", DOT="tf32x3" if spec.precision == "fp32" else "tf32",
         RAYS=RAYS_PER_PROGRAM,
-        num_warps=4,
+        num_warps=max(4, max(tile) // 16),
     )  # fmt: skip
 
 
