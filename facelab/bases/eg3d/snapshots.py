@@ -64,7 +64,7 @@ class Snapshots(Callback):
             output = generator.render(generator.scene(generator.map({"z": z}, one.label())), one, settings, draws)
             found["image"].append(to_uint8(output.rgb).cpu())
             found["raw"].append(to_uint8(output.raw_rgb).cpu())
-            found["depth"].append(near_is_bright(output.depth, output.opacity).cpu())
+            found["depth"].append(near_is_bright(output.depth, output.opacity, settings.far).cpu())
         return found
 
     @staticmethod
@@ -74,9 +74,14 @@ class Snapshots(Callback):
         return batch.image, batch.camera
 
 
-def near_is_bright(depth: Tensor, opacity: Tensor) -> Tensor:
-    """(N, 1, S, S) -> (N, 3, S, S) uint8: the nearest point of each picture white, the farthest black."""
-    mean = depth / opacity.clamp_min(1e-4)
+def near_is_bright(depth: Tensor, opacity: Tensor, far: float) -> Tensor:
+    """(N, 1, S, S) -> (N, 3, S, S) uint8: the nearest point of each picture white, the farthest black.
+
+    Args:
+        depth: weighted sums of the ray parameter.
+        opacity: what is missing to 1 counts as lying at ``far``.
+    """
+    mean = depth + (1 - opacity) * far
     low, high = mean.amin(dim=(1, 2, 3), keepdim=True), mean.amax(dim=(1, 2, 3), keepdim=True)
     return to_uint8((1 - 2 * (mean - low) / (high - low).clamp_min(1e-6)).expand(-1, 3, -1, -1))
 

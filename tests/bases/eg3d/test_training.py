@@ -13,11 +13,13 @@ from click.testing import CliRunner
 
 from facelab.bases.eg3d.config import Eg3dConfig
 from facelab.bases.eg3d.data import LabelTable, WindowedSampler
+from facelab.bases.eg3d.snapshots import near_is_bright
 from facelab.bases.eg3d.training import Eg3d, Schedule
 from facelab.checkpoints.format import load_checkpoint
 from facelab.cli.train import train_command
 from facelab.config import list_curricula, load_staged, resolve_curriculum
 from facelab.draws import Draws
+from facelab.generator import Codes
 from facelab.training.loop import Trainer
 from facelab.training.phases import PhaseContext
 
@@ -228,6 +230,42 @@ def test_original_flags_are_settings(tmp_path: Path) -> None:
 def test_refusals_are_one_line(arguments: tuple[str, ...], message: str) -> None:
     said = refused(*arguments)
     assert message in said and "\n" not in said
+
+
+def test_style_mixing_takes_later_layers_of_another_code() -> None:
+    class Doubled:
+        def __init__(self) -> None:
+            self.latent_spec = {"z": (2,)}
+
+        def map(self, latents: Any, conditioning: Any) -> Codes:
+            return Codes({"w": latents["z"].mean(1)[:, None, None].expand(-1, 6, 3)})
+
+    def mixed(share: float) -> torch.Tensor:
+        config = config_of(f"loss.style_mixing={share}")
+        ctx = context(config, 64)
+        ctx.models = {"generator": Doubled()}  # type: ignore[dict-item]
+        codes = Codes({"w": torch.full((64, 6, 3), 9.0)})
+        return Schedule(Eg3d(), config).mix(ctx, codes, torch.zeros(64, 25)).values["w"][..., 0] != 9.0
+
+    assert not mixed(0.0).any()
+    foreign = mixed(1.0)
+    assert not foreign[:, 0].any() and foreign[:, -1].all()
+    assert (foreign[:, 1:].int() >= foreign[:, :-1].int()).all() and set(foreign.sum(1).tolist()) == {1, 2, 3, 4, 5}
+    assert 10 < mixed(0.5)[:, -1].sum() < 54
+
+
+def test_grids_of_a_run(tmp_path: Path) -> None:
+    train(tmp_path, "--max-steps", 1, "--set", "log.samples_every=1", settings=())
+    names = {path.name for path in (tmp_path / "samples").iterdir()}
+    assert names == {"reals.png", *(f"00000001_{kind}.png" for kind in ("image", "raw", "depth"))}
+    from facelab.inference.pictures import read_picture
+
+    assert read_picture(tmp_path / "samples" / "00000001_image.png").shape == (3, 32, 32)  # 2 x 2 heads
+
+
+def test_depth_pictures_are_dark_where_nothing_is() -> None:
+    depth, opacity = torch.tensor([2.0, 0.0])[None, None, None], torch.tensor([1.0, 0.0])[None, None, None]
+    assert near_is_bright(depth, opacity, 3.0)[0, 0, 0].tolist() == [255, 0]
 
 
 def test_windowed_order_is_random_access() -> None:
