@@ -41,7 +41,7 @@ from facelab.bases.eg3d.originals import (
 )
 from facelab.bases.eg3d.training_config import ConditioningConfig, DiscriminatorConfig, LossConfig, ResolutionConfig
 from facelab.checkpoints.legacy_networks import Network, NetworkPickle, networks_of, read_network_pickle
-from facelab.config import to_dict
+from facelab.config import from_dict, to_dict
 from facelab.errors import UserError
 from facelab.nn.discriminators.stylegan2 import StyleGan2DiscriminatorConfig
 
@@ -187,11 +187,19 @@ def _configuration(
     config = dataclasses.replace(
         config, reference=dataclasses.replace(config.reference, legacy_raw=architecture.legacy_raw)
     )
+    config = _checked(where, config)
     ours = generator_config(
-        model, config.view, pose_conditioning=config.conditioning.pose, legacy_raw=config.reference.legacy_raw
+        config.model, config.view, pose_conditioning=config.conditioning.pose, legacy_raw=config.reference.legacy_raw
     )
     _check_expressed(where, architecture, ours)
     return ours, config
+
+
+def _checked(where: str, config: Eg3dConfig) -> Eg3dConfig:
+    """The configuration as it will be read back, every value of its declared type. UserError where one is not."""
+    read = _tried(where, lambda: from_dict(Eg3dConfig, to_dict(config), where="its configuration").at(0))
+    _tried(where, lambda: read.render.settings(read.model.box_side))
+    return read
 
 
 def _model(where: str, a: TriPlaneGeneratorConfig, rendering: int) -> ModelConfig:
@@ -297,7 +305,7 @@ def _add_generator(
     if own.label_scale not in (0.0, 1.0) and EMBEDDING in state:
         findings.notes.append(f"{name}: c_scale {own.label_scale:g} went into the weights of the pose's embedding")
         state[EMBEDDING] = state[EMBEDDING] * own.label_scale
-    generator = TriPlaneGenerator(architecture)
+    generator = _tried(where, lambda: TriPlaneGenerator(architecture))
     try:
         converted = generator_from_original(state, generator)
     except UserError as error:
@@ -317,12 +325,14 @@ def _add_discriminator(found: NetworkPickle, config: Eg3dConfig, findings: _Find
         architecture = _tried("D", lambda: config_from_original(network.init_kwargs, network.class_name))
         check_discriminator_sizes("D", network.state, architecture)
         section = _tried("D", lambda: _discriminator(architecture, network.init_kwargs))
-        weights = discriminator_from_original(network.state, discriminator_shapes_ours(architecture))
+        shapes = _tried("D", lambda: discriminator_shapes_ours(architecture))
+        weights = discriminator_from_original(network.state, shapes)
+        config = _checked("D", dataclasses.replace(config, discriminator=section))
     except UserError as error:
         findings.notes.append(f"the discriminator is left out: {error}")
         return config
     findings.weights["discriminator"] = _whole(weights)
-    return dataclasses.replace(config, discriminator=section)
+    return config
 
 
 def discriminator_shapes_ours(architecture: StyleGan2DiscriminatorConfig) -> dict[str, tuple[int, ...]]:

@@ -79,7 +79,9 @@ def _check_backbone(check: _Check, config: TriPlaneGeneratorConfig) -> None:
             f"{check.where}: expected blocks of 4, 8, 16 ... pixels, got {resolutions[:12]}; check the file"
         )
     for side in resolutions:
-        channels = max(1, min(config.channel_base // side, config.channel_max))
+        channels = min(config.channel_base // side, config.channel_max)
+        if channels < 1:
+            raise UserError(f"{check.where}: channel_base {config.channel_base} leaves no channels at {side} pixels")
         block = f"backbone.synthesis.b{side}"
         check.shape("channel_base and channel_max", f"{block}.conv1.weight", (channels, channels, 3, 3))
         check.shape("the planes' channels", f"{block}.torgb.weight", (3 * config.field.channels, channels, 1, 1))
