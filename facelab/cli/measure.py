@@ -8,12 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from facelab.cli.sight import real_set, sight_of, synthetic_heads, synthetic_labels
 from facelab.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-OF_PICTURES = ("fid", "kid", "frechet_random", "kernel_random")
+OF_PICTURES = ("fid", "kid", "frechet_random", "kernel_random", "precision_recall", "precision_recall_random")
+OCCLUSION = 0.02  # of the camera's distance, behind which a point counts as hidden
+READER_HEADS = 1024  # synthetic heads on which a pose reader is fitted where the model has none
 HELD_OUT = 1_000_000  # added to the training seed: heads that training has not seen
 SYNTHETIC = "synthetic"
 
@@ -26,7 +29,7 @@ class Request:
     data: str | None
     num_images: int
     num_real: int | None
-    image_size: int
+    image_size: int | None
     geometry_size: int | None
     ray_step_multiplier: int
     psi: float
@@ -42,6 +45,8 @@ class Request:
     targets: Path | None
     depth_heads: int
     depth_candidates: int
+    vgg: Path | None = None
+    arcface: Path | None = None
 
 
 class Session:
@@ -52,17 +57,24 @@ class Session:
         trained_on = model.config.data.path
         self.data = request.data or trained_on or SYNTHETIC
         self.on_synthetic = self.data == SYNTHETIC
+        self.sight = sight_of(model)
+        self.picture_size = self.sight.sized(request.image_size)
         if "depth" in request.metrics and not self.on_synthetic:
             raise UserError(
                 f"depth compares with heads whose depth is known: expected --data synthetic, got {self.data}"
             )
-        if "pose" in request.metrics:
+        if "pose" in request.metrics and self.sight.conditioned and not self.on_synthetic:
+            raise UserError(
+                f"pose reads poses with a reader fitted on synthetic heads, which fits no other pictures: expected "
+                f"--data synthetic, got {self.data}; for others call facelab.metrics.evaluate.pose_report with your reader"
+            )
+        if "pose" in request.metrics and not self.sight.conditioned:
             self.encoder, self.encoder_size = pose_encoder(model)
         self.real = None
-        if set(OF_PICTURES) & set(request.metrics):
-            if not self.on_synthetic:
-                self.real = self._picture_set()
-            self.settings(request.image_size)
+        if (set(OF_PICTURES) & set(request.metrics) or self.sight.conditioned) and not self.on_synthetic:
+            self.real = real_set(model, self.sight, self.data, self.picture_size)
+        self.render_size = None if self.sight.picture_size else self.picture_size  # super-resolved: as trained
+        self.settings(self.render_size)
 
     # --- what is measured
 
@@ -72,51 +84,41 @@ class Session:
         return settings.replace(max_points=self.request.max_points)
 
     def generated(self, size: int | None) -> Any:
-        """The model's heads."""
-        from facelab.cameras.pose_sampling import PosePrior
+        """The model's heads; where it is told of cameras, with those of the data set."""
         from facelab.metrics.evaluate import GeneratedHeads
 
-        c, r = self.model.config.camera, self.request
-        prior = PosePrior(c.distribution, c.yaw_mean, c.yaw_std, c.pitch_mean, c.pitch_std)
+        r, sight = self.request, self.sight
+        settings = self.settings(size)
         return GeneratedHeads(
-            self.model.generator, self.settings(size), prior, c.fov, r.psi, r.seed, r.batch, self.model.device
+            self.model.generator,
+            settings,
+            sight.prior,
+            sight.fov,
+            r.psi,
+            r.seed,
+            r.batch,
+            self.model.device,
+            self._labels(settings.grid) if sight.conditioned else None,
         )
+
+    def _labels(self, pixel_grid: str) -> Any:
+        if self.real is not None:
+            return self.real.labels
+        return synthetic_labels(self.sight, self.model.config.train.seed, pixel_grid)
 
     def held_out(self, size: int, pixel_grid: str) -> Any:
-        """Synthetic heads that training has not seen, with the model's camera distribution."""
-        from facelab.data.synthetic import SyntheticHeads
-
-        c = self.model.config.camera
-        return SyntheticHeads(
-            self.held_out_seed,
-            size,
-            device=self.model.device,
-            grid=pixel_grid,
-            fov=c.fov,
-            yaw_std=c.yaw_std,
-            pitch_std=c.pitch_std,
-        )
+        """Synthetic heads that training has not seen, with the model's camera distribution and scene units."""
+        return synthetic_heads(self.sight, self.held_out_seed, size, pixel_grid, self.model.device)
 
     @property
     def held_out_seed(self) -> int:
         return self.model.config.train.seed + HELD_OUT + self.request.seed
 
-    def _picture_set(self) -> Any:
-        from facelab.methods import load_method
-
-        config, size = self.model.config, self.request.image_size
-        changed = replace(
-            config,
-            data=replace(config.data, path=self.data, cache="none"),
-            render=replace(config.render, resolution=size),
-        )
-        return load_method(self.model.method).pictures(changed)
-
     # --- metrics
 
     def pictures(self) -> dict[str, Any]:
-        """fid, kid, frechet_random, kernel_random: each set is made and read once, whatever is asked for."""
-        from facelab.metrics.evaluate import collect_features, picture_distances, uint8_pictures
+        """Distances, precision and recall of picture sets: each set is made and read once, whatever is asked for."""
+        from facelab.metrics.evaluate import collect_features, picture_distances, precision_recall_of, uint8_pictures
         from facelab.metrics.features import InceptionFeatures, RandomFeatureNet
 
         wanted, r = set(self.request.metrics), self.request
@@ -124,19 +126,28 @@ class Session:
         if wanted & {"fid", "kid"}:
             assert self.inception is not None
             nets.append(InceptionFeatures(self.inception, r.fid_resize).to(self.model.device))  # type: ignore[arg-type]
-        if wanted & {"frechet_random", "kernel_random"}:
+        if wanted & {"frechet_random", "kernel_random", "precision_recall_random"}:
             nets.append(RandomFeatureNet().to(self.model.device))
-        keep = [net.kernel_name in wanted for net in nets]
-        heads = self.generated(r.image_size)
+        if "precision_recall" in wanted:
+            from facelab.metrics.vgg import VggFeatures
+
+            assert r.vgg is not None
+            nets.append(VggFeatures(r.vgg).to(self.model.device))
+        manifolds = {RandomFeatureNet.kernel_name: "precision_recall_random", "kernel_vgg": "precision_recall"}
+        judged = [manifolds.get(net.kernel_name, "") in wanted for net in nets]
+        keep = [net.kernel_name in wanted or judge for net, judge in zip(nets, judged, strict=True)]
+        heads = self.generated(self.render_size)
         real_count = self.real_count
         with Bar(real_count, "real pictures") as tick:
             real = collect_features(nets, counted(self.real_pictures(real_count, heads.settings.grid), tick), keep)
         with Bar(r.num_images, "generated pictures") as tick:
             fake = collect_features(nets, counted(uint8_pictures(heads, r.num_images), tick), keep)
         found: dict[str, Any] = {}
-        for net, first, second in zip(nets, real, fake, strict=True):
+        for net, first, second, judge in zip(nets, real, fake, judged, strict=True):
             found |= picture_distances(net, first, second, r.kernel_subsets, seed=r.seed)
-        return {name: {**values, "image_size": r.image_size} for name, values in found.items()}
+            if judge:
+                found[manifolds[net.kernel_name]] = precision_recall_of(net, first, second)
+        return {name: {**v, "image_size": self.picture_size, "seed": r.seed} for name, v in found.items()}
 
     @property
     def real_count(self) -> int:
@@ -148,7 +159,7 @@ class Session:
         from facelab.data.samplers import ResumableSampler
 
         batch = self.request.batch
-        heads = self.held_out(self.request.image_size, pixel_grid) if self.real is None else None
+        heads = self.held_out(self.picture_size, pixel_grid) if self.real is None else None
         order = None if self.real is None else ResumableSampler(len(self.real), self.request.seed)
         for first in range(0, count, batch):
             size = min(batch, count - first)
@@ -159,26 +170,43 @@ class Session:
                 yield self.real.items(order.indices_for_chunk(first, size)).image.to(self.model.device)
 
     def pose(self) -> dict[str, Any]:
-        """The discriminator's pose head on held-out synthetic heads, and on generated pictures."""
+        """Poses read off held-out synthetic heads and off generated pictures, against the cameras they came from."""
         from facelab.metrics.evaluate import generated_with_cameras, pose_report, synthetic_with_cameras
 
-        r, size = self.request, self.encoder_size
-        heads = self.generated(size)
-        definition = (
-            "angles between the camera's direction and the one that the pose head of d_image reads off a picture. "
-            "held_out: synthetic heads that training has not seen, cameras known. generated: the model's own heads; "
-            "generator and discriminator were trained to agree on these, so they alone prove no true pose. "
-            "chance: predicting the mean pose every time."
-        )
-        found: dict[str, Any] = {"unit": "degrees", "image_size": size, "encoder": "d_image", "definition": definition}
+        r = self.request
+        size = self.picture_size if self.sight.conditioned else self.encoder_size
+        heads = self.generated(self.render_size if self.sight.conditioned else size)
+        encoder, name, definition = self._pose_reader(size, heads.settings.grid)
+        found: dict[str, Any] = {"unit": "degrees", "image_size": size, "encoder": name, "definition": definition}
         with Bar(r.num_images, "poses, generated") as tick:
-            found["generated"] = pose_report(self.encoder, generated_with_cameras(heads, r.num_images), tick)
+            found["generated"] = pose_report(encoder, generated_with_cameras(heads, r.num_images), tick)
         if self.on_synthetic:
             truth = self.held_out(size, heads.settings.grid)
             with Bar(r.num_images, "poses, held-out heads") as tick:
                 batches = synthetic_with_cameras(truth, r.num_images, r.batch)
-                found["held_out"] = pose_report(self.encoder, batches, tick)
+                found["held_out"] = pose_report(encoder, batches, tick)
         return {"pose": found}
+
+    def _pose_reader(self, size: int, pixel_grid: str) -> tuple[Callable[[Any], Any], str, str]:
+        """(pictures -> pitch and yaw, its name, what the numbers mean)."""
+        common = "angles between the camera's direction and the one that is read off a picture. "
+        chance = "chance: predicting the mean pose every time."
+        if not self.sight.conditioned:
+            told = (
+                "It is read by the pose head of d_image. held_out: synthetic heads that training has not seen, cameras "
+                "known. generated: the model's own heads; generator and discriminator were trained to agree on these, "
+                "so they alone prove no true pose. "
+            )
+            return self.encoder, "d_image", common + told + chance
+        from facelab.metrics.known_heads import PoseReader
+
+        heads, first = self.held_out(size, pixel_grid), HELD_OUT  # far from the heads that the reader is tested on
+        reader = PoseReader(heads, range(first, first + READER_HEADS), device=str(self.model.device))
+        told = (
+            f"It is read by a regression fitted on {READER_HEADS} synthetic heads that neither training nor held_out "
+            "has. held_out: the reader's own error on synthetic heads. generated: that of the model and the reader. "
+        )
+        return reader, reader.name, common + told + chance
 
     def depth(self) -> dict[str, Any]:
         """Nearest generated heads against held-out ones; beside it other synthetic heads in their place."""
@@ -213,18 +241,42 @@ class Session:
         r = self.request
         heads = self.generated(r.geometry_size)
         size, pixel_grid = heads.settings.resolution, heads.settings.grid
-        cameras, count = view_pair(heads.prior, heads.fov), r.depth_candidates
+        cameras, count = view_pair(heads.prior, heads.fov, radius=self.sight.radius), r.depth_candidates
+        hidden = OCCLUSION * self.sight.radius
         with Bar(2 * count, "consistency") as tick:
-            found = consistency_report(heads.chunks(count), cameras, pixel_grid, tick)
+            found = consistency_report(heads.chunks(count), cameras, pixel_grid, tick, hidden)
             exact = synthetic_chunks(self.held_out(size, pixel_grid), count, r.batch)
-            floor = consistency_report(exact, cameras, pixel_grid, tick)
+            floor = consistency_report(exact, cameras, pixel_grid, tick, hidden)
         definition = (
             "depth of each head carried from one view to the other and compared with the depth rendered there, mean "
-            "absolute difference; points more than 0.02 behind the other view's surface count as hidden. "
+            "absolute difference; points more than 0.02 camera distances behind the other view's surface count as hidden. "
             "exact_depth: the same of synthetic heads, whose depth is exact: what the pixels' size alone costs."
         )
         common = {"unit": "scene units", "image_size": size, "yaw_between_views_radians": VIEW_ANGLE}
         return {"consistency": {**common, **found, "exact_depth": floor, "definition": definition}}
+
+    def identity(self) -> dict[str, Any]:
+        """Cosine of ArcFace embeddings of two views of each generated head, cameras drawn at random."""
+        from facelab.metrics.identity import identity_report
+        from facelab.nn.pretrained.arcface import FaceIdentity
+
+        r = self.request
+        assert r.arcface is not None
+        net = FaceIdentity(r.arcface).to(self.model.device)
+        heads = self.generated(self.render_size)
+
+        def pairs(start: int, count: int) -> Any:
+            indices = range(start, start + count)
+            return heads.cameras(indices), replace(heads, seed=r.seed + HELD_OUT).cameras(indices)
+
+        with Bar(2 * r.num_images, "identity") as tick:
+            found = identity_report(heads.chunks(r.num_images), r.num_images, r.batch, pairs, net, tick)
+        definition = (
+            "mean cosine of the embeddings of two views of each head from random cameras of the training distribution; "
+            "between_heads: of different heads. Pictures are framed as FFHQ where the training pictures are."
+        )
+        common = {"network": net.name, "image_size": self.picture_size, "seed": r.seed, "definition": definition}
+        return {"identity": {**found, **common}}
 
     def describe(self) -> dict[str, Any]:
         """Model, data and settings for the JSON file."""
@@ -250,6 +302,7 @@ class Session:
                 "num_images": r.num_images,
                 "psi": r.psi,
                 "seed": r.seed,
+                "image_size": self.picture_size,
                 "batch": r.batch,
                 "ray_step_multiplier": r.ray_step_multiplier,
                 "background": "as rendered, not filled",

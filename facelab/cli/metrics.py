@@ -15,7 +15,7 @@ from facelab.cli.common import OneLineCommand, device_option, friendly, open_mod
 from facelab.cli.measure import OF_PICTURES, Bar, Request, Session
 from facelab.errors import UserError, nearest
 
-METRICS = ("fid", "kid", "frechet_random", "kernel_random", "miou", "pose", "depth", "consistency")
+METRICS = (*OF_PICTURES, "miou", "identity", "pose", "depth", "consistency")
 INCEPTION = "inception_fid"  # entry of networks/manifest.yaml
 
 
@@ -27,7 +27,12 @@ INCEPTION = "inception_fid"  # entry of networks/manifest.yaml
 )
 @click.option("--num-images", type=click.IntRange(2), default=2048, show_default=True, help="Generated pictures.")
 @click.option("--num-real", type=click.IntRange(2), default=None, help="Real pictures. [default: as --num-images]")
-@click.option("--image-size", type=click.IntRange(2), default=128, show_default=True, help="Pixels, picture distances.")
+@click.option(
+    "--image-size",
+    type=click.IntRange(2),
+    default=None,
+    help="Pixels, picture distances. [default: 128; EG3D: its own]",
+)
 @click.option(
     "--geometry-size", type=click.IntRange(4), default=None, help="Pixels, depth and consistency. [default: as trained]"
 )
@@ -43,6 +48,15 @@ INCEPTION = "inception_fid"  # entry of networks/manifest.yaml
 )
 @click.option(
     "--inception", type=click.Path(path_type=Path), default=None, help="The FID Inception weights, for fid and kid."
+)
+@click.option(
+    "--vgg",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="VGG16 weights (torchvision's names), precision_recall.",
+)
+@click.option(
+    "--arcface", type=click.Path(path_type=Path), default=None, help="ArcFace weights (model_ir_se50.pth), identity."
 )
 @click.option(
     "--fid-resize",
@@ -99,7 +113,10 @@ def compute_metrics(
     \b
     fid, kid        need --inception FILE
     frechet_random  the same distance on the fixed random network random-conv-v1; no FID, compares our models only
-    pose            what the model's image discriminator reads off held-out synthetic heads and generated ones
+    precision_recall, precision_recall_random   of nearest neighbours: with --vgg FILE, or on the random network
+    identity        needs --arcface FILE: is a head the same person from two random cameras?
+    pose            read off held-out synthetic heads and generated ones: by the model's image discriminator, or
+                    (EG3D) by a reader fitted on synthetic heads
     depth           of the generated heads that look most like held-out synthetic ones, same camera
     consistency     depth of generated heads carried from one view to another
     miou            of two folders of masks (--predictions, --targets); needs no MODEL
@@ -127,6 +144,7 @@ def evaluate(model: Path | None, request: Request, device: str = "auto", weights
     inception = inception_file(request) if {"fid", "kid"} & set(request.metrics) else None
     if "miou" in request.metrics:
         check_mask_folders(request)
+    check_weight_files(request)
     session = None
     if set(request.metrics) - {"miou"}:
         if model is None:
@@ -140,6 +158,7 @@ def evaluate(model: Path | None, request: Request, device: str = "auto", weights
     if session is not None:
         parts += [
             ("pictures", OF_PICTURES, session.pictures),
+            ("identity", ("identity",), session.identity),
             ("pose", ("pose",), session.pose),
             ("depth", ("depth",), session.depth),
             ("consistency", ("consistency",), session.consistency),
@@ -165,6 +184,17 @@ def inception_file(request: Request) -> Path:
         raise UserError(
             f"fid and kid need --inception FILE: {error}; frechet_random and kernel_random work without"
         ) from error
+
+
+def check_weight_files(request: Request) -> None:
+    """UserError unless the networks that were asked for have their files."""
+    for metric, option, path, what, instead in (
+        ("precision_recall", "--vgg", request.vgg, "VGG16", "; precision_recall_random works without"),
+        ("identity", "--arcface", request.arcface, "ArcFace (model_ir_se50.pth)", ""),
+    ):
+        if metric in request.metrics and (path is None or not path.is_file()):
+            got = "none was given" if path is None else f"there is no file {path}"
+            raise UserError(f"{metric} needs {option} FILE with the weights of {what}, {got}{instead}")
 
 
 def check_mask_folders(request: Request) -> None:

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a model under measurement is looked at: its cameras, the size of its pictures, real pictures to compare with."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from facelab.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from facelab.cameras.pose_sampling import PosePrior
+
+LABEL_HEADS = 4096  # synthetic heads whose cameras stand for the data set's, where a model is told of cameras
+PICTURE_SIZE = 128  # pixels, picture distances of models without a size of their own
+
+
+@dataclass(frozen=True)
+class Sight:
+    """Cameras and sizes of a model.
+
+    Attributes:
+        prior: distribution of the training cameras' angles.
+        fov: full field of view in degrees.
+        radius: distance of the cameras to the origin, scene units.
+        picture_size: side of a picture in pixels if the model makes only one size (super-resolution), else None.
+        default_size: side of the pictures that are compared unless something else is asked for.
+        conditioned: cameras come from the rows of the data set, and the generator is told of them.
+    """
+
+    prior: PosePrior
+    fov: float
+    radius: float = 1.0
+    picture_size: int | None = None
+    default_size: int = PICTURE_SIZE
+    conditioned: bool = False
+
+    def sized(self, asked: int | None) -> int:
+        """Side of the pictures to compare. UserError for a size that the model does not make."""
+        if self.picture_size is None:
+            return asked or self.default_size
+        if asked not in (None, self.picture_size):
+            raise UserError(f"this model makes pictures of {self.picture_size} pixels: leave out --image-size {asked}")
+        return self.picture_size
+
+
+def sight_of(model: Any) -> Sight:
+    """Read it off the model's configuration."""
+    from facelab.cameras.pose_sampling import PosePrior
+
+    config = model.config
+    if hasattr(config, "camera"):
+        c = config.camera
+        return Sight(PosePrior(c.distribution, c.yaw_mean, c.yaw_std, c.pitch_mean, c.pitch_std), c.fov)
+    d, v = config.data, config.view
+    prior = PosePrior("gaussian", math.pi / 2, d.heads_yaw_std, math.pi / 2, d.heads_pitch_std)
+    fov = 2 * math.degrees(math.atan(0.5 / v.focal))
+    size = config.model.resolution
+    fixed = None if config.model.superresolution_kind is None else size
+    return Sight(prior, fov, v.radius, fixed, size, True)
+
+
+def synthetic_heads(sight: Sight, seed: int, size: int, grid: str, device: Any) -> Any:
+    """Synthetic heads with the model's camera distribution, in its scene units."""
+    from facelab.data.synthetic import SyntheticHeads
+    from facelab.metrics.known_heads import ScaledHeads
+
+    p = sight.prior
+    heads = SyntheticHeads(
+        seed, size, device=device, grid=grid, fov=sight.fov, yaw_std=p.yaw_std, pitch_std=p.pitch_std
+    )
+    return ScaledHeads(heads, sight.radius)
+
+
+def synthetic_labels(sight: Sight, seed: int, grid: str) -> Tensor:
+    """(4096, 25) cameras of synthetic heads, without drawing the heads."""
+    from facelab.metrics.known_heads import scaled_camera
+
+    heads = synthetic_heads(sight, seed, 16, grid, "cpu").heads
+    import torch
+
+    camera = heads.cameras(heads.numbers(torch.arange(LABEL_HEADS)))
+    return scaled_camera(camera, sight.radius).label()
+
+
+def real_set(model: Any, sight: Sight, path: str, size: int) -> Any:
+    """The data set at ``path`` as the model's method reads it, at a picture size, without its cache."""
+    from facelab.methods import load_method
+
+    if sight.conditioned:
+        from facelab.data.eg3d_dataset import Eg3dDataset
+
+        d = model.config.data
+        return Eg3dDataset(path, size, mirror=d.mirror, alpha=d.alpha, cache="none")
+    config = model.config
+    changed = replace(
+        config, data=replace(config.data, path=path, cache="none"), render=replace(config.render, resolution=size)
+    )
+    return load_method(model.method).pictures(changed)
