@@ -34,7 +34,7 @@ LAYERS = {
 CORE_PACKAGES = {"torch", "numpy", "safetensors", "omegaconf", "yaml", "click", "tqdm", "PIL"}
 LAZY_PACKAGES = {
     "torchvision", "kornia", "lpips", "skimage", "imageio", "imageio_ffmpeg", "trimesh", "scipy", "numba",
-    "tensorboard", "wandb", "diffusers", "transformers", "viser", "matplotlib", "mrcfile", "lmdb", "cv2",
+    "tensorboard", "wandb", "diffusers", "transformers", "viser", "matplotlib", "mrcfile", "lmdb", "cv2", "dlib",
 }  # fmt: skip
 
 
