@@ -127,7 +127,7 @@ def grow_hair(picture: Tensor, labels: Tensor, draws: Draws, config: AugmentConf
     soft = (labels == BACKGROUND) | (labels == CLOTH)
     fall = _falling(labels, draws) & soft & _chosen(draws, "long hair", count, config.p_long_hair, device)[:, 0]
     hair = (labels == HAIR) | fall
-    spread = _odd(size * (0.03 + 0.12 * float(draws.uniform("hair spread", ()))))
+    spread = _odd(size * (0.03 + 0.25 * float(draws.uniform("hair spread", ()))))
     rough = 0.5 * clouds(draws, "hair edge", count, 1, size, device)[:, 0]
     level = 0.1 + 0.8 * draws.uniform("hair level", (count, 1, 1), device)
     beside = _blur(hair.float()[:, None], spread)[:, 0]
