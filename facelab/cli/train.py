@@ -190,7 +190,11 @@ def check(method: Any, staged: Any) -> None:
     """Find what would stop the run later: unknown variants, resolutions that do not fit, damaged data."""
     from facelab.errors import UserError
 
-    for config in staged.stages:
+    for row, config in enumerate(staged.stages):
+        if config.model != staged.stages[0].model:
+            raise UserError(
+                f"stages[{row}] changes settings of model, which hold for a whole run; start a new one from it"
+            )
         if hasattr(method, "check_config"):
             method.check_config(config)
             continue

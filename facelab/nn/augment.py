@@ -234,6 +234,7 @@ class AugmentPipe(nn.Module):
         reached = (m @ corners.t())[:, :2].transpose(0, 1).flatten(1)  # x and y of all corners
         margin = torch.cat([-reached, reached]).amax(dim=1) + 2 * half - middle.repeat(2)
         limit = torch.tensor([width - 1.0, height - 1.0] * 2, device=images.device)
+        # sizes of tensors: the one place where the pipe waits for the device
         left, top, right, bottom = margin.clamp(min=0).minimum(limit).ceil().int().tolist()
         images = F.pad(images, (left, right, top, bottom), mode="reflect")
         shift = torch.tensor([[(left - right) / 2, (top - bottom) / 2]], device=images.device)

@@ -152,6 +152,8 @@ class Eg3d:
         """Find what would stop a run later. UserError in one line."""
         self.discriminator_config(config)
         self.generator_config(config)
+        if config.train.compile:
+            raise UserError("train.compile is on, but no part of EG3D is compiled in training; set it to false")
         try:
             self.training_settings(config, config.neural.initial)
         except ValueError as error:

@@ -224,12 +224,20 @@ def test_original_flags_are_settings(tmp_path: Path) -> None:
         (("--reg_type", "total-variation"), "is not one of 'l1', 'tv', 'monotonic-detach', 'monotonic-fixed'"),
         (("--set", "neural.initial=8"), "without super-resolution the rendering is the picture"),
         (("--set", "model.resolution=64", "--set", "model.superresolution=auto"), "no super-resolution makes that"),
+        (("--set", "train.compile=true"), "no part of EG3D is compiled"),
         (("--gpc_reg_prob", "1.5"), "1.5 is not in the range 0<=x<=1"),
     ],
 )
 def test_refusals_are_one_line(arguments: tuple[str, ...], message: str) -> None:
     said = refused(*arguments)
     assert message in said and "\n" not in said
+
+
+def test_the_model_cannot_change_on_the_way(tmp_path: Path) -> None:
+    base = resolve_curriculum("eg3d", "debug")
+    path = tmp_path / "staged.yaml"
+    path.write_text(f"base: {base}\nstages:\n  - from_step: 0\n  - from_step: 1\n    model.style_dim: 12\n")
+    assert "stages[1] changes settings of model" in refused("--curriculum", str(path))
 
 
 def test_style_mixing_takes_later_layers_of_another_code() -> None:
