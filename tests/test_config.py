@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal, Optional
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from facelab import config as cfg
@@ -379,6 +379,7 @@ KEYS = st.text(st.characters(categories=["Ll"]), min_size=1, max_size=4)
 
 
 @settings(max_examples=150, deadline=None)
+@example(["\x85", "a\u2028b", "\u2029", {"x": "\x85 y"}])
 @given(st.recursive(SCALARS, lambda x: st.lists(x, max_size=3) | st.dictionaries(KEYS, x, max_size=3), max_leaves=8))
 def test_yaml_reads_back_what_it_wrote(data: object) -> None:
     again = parse_yaml(dump_yaml(data))
