@@ -16,7 +16,7 @@ from facelab.errors import UserError, nearest
 
 DETECTORS = ("mtcnn", "dlib")
 SEARCH_SIDE = 1600  # pictures with a longer side are reduced for the search; such small faces are of no use anyway
-DLIB_FILES = ("shape_predictor_68_face_landmarks.dat", "shape_predictor_5_face_landmarks.dat")
+DLIB_FILE = "shape_predictor_68_face_landmarks.dat"
 FILE_KINDS = (".txt", ".npy", ".json")
 
 
@@ -62,7 +62,7 @@ class MtcnnDetector:
 
 
 class DlibDetector:
-    """dlib's frontal detector with its 68- or 5-point predictor.
+    """dlib's frontal detector with its 68-point predictor.
 
     Args:
         predictor: a ``shape_predictor_*.dat`` file; None looks into an installed face_recognition_models
@@ -76,8 +76,8 @@ class DlibDetector:
     looks = True
 
     def __init__(self, predictor: str | Path | None = None) -> None:
-        if importlib.util.find_spec("dlib") is None and importlib.util.find_spec("_dlib_pybind11") is None:
-            raise UserError("dlib is not installed; 'pip install dlib-bin', or use --detector mtcnn")
+        if importlib.util.find_spec("dlib") is None:
+            raise UserError("dlib is not installed; 'pip install facelab[prep]', or use --detector mtcnn")
         import dlib  # type: ignore[import-not-found]
 
         path = _dlib_file() if predictor is None else Path(predictor)
@@ -101,9 +101,9 @@ class DlibDetector:
             points = np.array([(part.x, part.y) for part in shape.parts()], dtype=np.float64)
             certainty = float(1 / (1 + np.exp(-8 * (score - 0.1))))  # a margin of 0.4 and more is safe
             corners = (float(box.left()), float(box.top()), float(box.right()), float(box.bottom()))
-            if len(points) == 5:  # dlib: subject's left eye outer, inner, right eye outer, inner, base of the nose
+            if len(points) != 68:
                 raise UserError(
-                    "dlib's 5-point predictor has no mouth corners; use the 68-point predictor or --detector mtcnn"
+                    f"the dlib predictor gives {len(points)} points, expected 68; its file of 5 points has no mouth corners"
                 )
             face = Face.from_points(points, certainty)
             faces.append(Face(corners, face.points5, certainty, face.points68))
@@ -219,10 +219,9 @@ def _entry(value: Any, name: str, path: Path) -> Any:
 def _dlib_file() -> Path:
     spec = importlib.util.find_spec("face_recognition_models")
     for place in (spec.submodule_search_locations or []) if spec else []:
-        for name in DLIB_FILES[:1]:
-            path = Path(place) / "models" / name
-            if path.is_file():
-                return path
+        path = Path(place) / "models" / DLIB_FILE
+        if path.is_file():
+            return path
     raise UserError(
-        f"no dlib shape predictor: expected {DLIB_FILES[0]}; install face_recognition_models or give --detector-weights"
+        f"no dlib shape predictor: expected {DLIB_FILE}; install face_recognition_models or give --detector-weights"
     )

@@ -63,7 +63,7 @@ def head_points(count: Literal[5, 68]) -> HeadPoints:
     noise = np.ones(68)
     noise[:17] = CONTOUR_NOISE
     if count == 5:
-        mean, basis, noise = to_five(mean), to_five(basis), noise[:5] * 0 + 1
+        mean, basis, noise = to_five(mean), to_five(basis), np.ones(5)
     _, strength, direction = np.linalg.svd(basis.reshape(len(basis), -1), full_matrices=False)
     kept = (strength[:, None] * direction)[: KEPT[count]].reshape(-1, count, 3)
     return HeadPoints(to_scene(mean), UNIT * STANDARD_SCALE * kept, noise)
