@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from facelab.bases.eg3d.config import Eg3dConfig
 from facelab.bases.eg3d.data import LabelTable, WindowedSampler
 from facelab.bases.eg3d.snapshots import near_is_bright
 from facelab.bases.eg3d.training import Eg3d, Schedule
+from facelab.cameras.camera import Camera
 from facelab.checkpoints.format import load_checkpoint
 from facelab.cli.train import train_command
 from facelab.config import list_curricula, load_staged, resolve_curriculum
 from facelab.draws import Draws
 from facelab.generator import Codes
+from facelab.inference.pictures import save_png
 from facelab.training.loop import Trainer
 from facelab.training.phases import PhaseContext
 
@@ -148,6 +151,41 @@ def context(config: Eg3dConfig, count: int, images: int = 10**9, step: int = 0) 
         progress, config, {}, torch.device("cpu"), count, 0, 0, Draws(1, phase="p"), None, SharedResults(), Sums(),
         Sums(), torch.ones(()), lambda enabled: None, lambda value: value,  # type: ignore[arg-type, return-value]
     )  # fmt: skip
+
+
+def labelled_folder(folder: Path, count: int = 4) -> Path:
+    """Pictures with cameras that look from the right."""
+    folder.mkdir()
+    label = Camera.on_sphere(
+        [math.pi / 2] * count, [math.pi / 2 - 0.1 - 0.1 * k for k in range(count)], 13.0, 2.7
+    ).label()
+    rows = []
+    for index in range(count):
+        picture = torch.full((3, 16, 16), 40 * index, dtype=torch.uint8)
+        picture[0, :, :8] = 255  # red on the left
+        save_png(folder / f"{index}.png", picture)
+        rows.append([f"{index}.png", label[index].tolist()])
+    (folder / "dataset.json").write_text(json.dumps({"labels": rows}))
+    return folder
+
+
+def test_a_data_set_is_mirrored_with_its_cameras(tmp_path: Path) -> None:
+    """Cameras to generate from hold both sides; a mirrored picture has a mirrored camera; training runs on it."""
+    data = labelled_folder(tmp_path / "data")
+    source = Eg3d().dataset(config_of(f"data.path={data}", "data.mirror=true"))
+    assert source.labels.shape == (8, 25) and source.labels[:, 3].sign().tolist() == [1] * 4 + [-1] * 4
+    batch = source.batch(0, 40)
+    assert batch.image is not None and batch.camera is not None
+    red_left = batch.image[:, 0, 8, 0] == 255
+    assert 5 < red_left.sum() < 35 and red_left.equal(batch.camera.cam2world[:, 0, 3] > 0)
+    run = train(tmp_path / "run", "--data", data, "--mirror", "true", "--max-steps", 1, settings=())
+    assert load_checkpoint(run).state["position"]["images"] == 4  # type: ignore[index]
+
+
+@pytest.mark.shared
+def test_trains_on_portraits(tmp_path: Path, real_data: Path) -> None:
+    run = train(tmp_path / "run", "--data", real_data / "eg3d_portraits", "--max-steps", 2)
+    assert load_checkpoint(run).state["position"]["step"] == 2  # type: ignore[index]
 
 
 def test_conditioning_swaps_also_in_chunks_of_one() -> None:
@@ -281,3 +319,20 @@ def test_windowed_order_is_random_access() -> None:
     again = WindowedSampler(7, seed=5)
     assert again.indices_for_chunk(20, 20) == once[20:] and again.indices_for_chunk(3, 4) == once[3:7]
     assert set(once) == set(range(7))
+
+
+@pytest.mark.gpu
+def test_half_precision_run_stays_close_on_a_gpu(tmp_path: Path) -> None:
+    """Marked blocks in fp16 and bf16 against full precision: losses of the first steps agree within a few percent."""
+    found = {}
+    for half in ("none", "fp16", "bf16"):
+        settings = ("discriminator.half_blocks=1", f"train.half={half}", "loss.r1_every=1", "loss.density_every=1")
+        command = train_command("eg3d", "debug")
+        chosen = [x for setting in settings for x in ("--set", setting)]
+        quiet = ("--device", "cuda", "--set", "log.progress=false", "--set", "log.samples_every=0")
+        result = CliRunner().invoke(command, [*quiet, "--out", str(tmp_path / half), *chosen])
+        assert result.exit_code == 0, result.output
+        lines = (tmp_path / half / "log.jsonl").read_text().splitlines()
+        found[half] = [json.loads(line)[key] for line in lines for key in ("d_main/real", "g_main/adversarial")]
+    assert found["fp16"] == pytest.approx(found["none"], rel=0.02)
+    assert found["bf16"] == pytest.approx(found["none"], rel=0.05)
