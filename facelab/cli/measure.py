@@ -214,7 +214,7 @@ class Session:
 
         r = self.request
         heads = self.generated(r.geometry_size)
-        size, pixel_grid = heads.settings.resolution, heads.settings.grid
+        size, pixel_grid = depth_side(heads), heads.settings.grid
         source = self.held_out(size, pixel_grid)
         known = source.batch(range(r.depth_heads))
         truth = views_of_synthetic(known)
@@ -240,7 +240,7 @@ class Session:
 
         r = self.request
         heads = self.generated(r.geometry_size)
-        size, pixel_grid = heads.settings.resolution, heads.settings.grid
+        size, pixel_grid = depth_side(heads), heads.settings.grid
         cameras, count = view_pair(heads.prior, heads.fov, radius=self.sight.radius), r.depth_candidates
         hidden = OCCLUSION * self.sight.radius
         with Bar(2 * count, "consistency") as tick:
@@ -309,6 +309,12 @@ class Session:
             },
             "deviations": describe(model.deviations),
         }
+
+
+def depth_side(heads: Any) -> int:
+    """Side of the depth maps that a model makes, pixels: of the picture, or of the rendering in front of it."""
+    see = next(iter(heads.chunks(1)))
+    return see(heads.cameras([0])).depth.shape[-1]
 
 
 def pose_encoder(model: Any) -> tuple[Callable[[Any], Any], int]:

@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from facelab.api import load
+from facelab.cameras.camera import Camera
 from facelab.checkpoints.format import load_checkpoint
 from facelab.cli.measure import fade_in, pose_encoder
 from facelab.cli.metrics import compute_metrics
@@ -186,3 +187,82 @@ def test_mask_folders_that_do_not_fit(tmp_path: Path):
     Image.fromarray(np.full((4, 4), 37, np.uint8)).save(b / "0.png")
     assert "mask value 37" in miou()
     assert not (tmp_path / "m.json").exists()
+
+
+@pytest.fixture(scope="module")
+def eg3d_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny EG3D with super-resolution, not trained, whose fields are dense enough to be seen."""
+    from facelab.api import FaceModel
+    from facelab.config import load_staged, resolve_curriculum, to_dict
+
+    folder = tmp_path_factory.mktemp("eg3d")
+    overrides = ["model.resolution=128", "model.superresolution=2x", "render.resolution=16", "conditioning.pose=true"]
+    method = load_method("eg3d")
+    staged = load_staged(method.config_type, [resolve_curriculum("eg3d", "debug")], overrides)
+    config = staged.at(0)
+    generator = method.build_generator(config)
+    with torch.no_grad():
+        list(generator.field_net.parameters())[-1][0] += 8
+    meta = {"config": to_dict(staged), "step": 0, "images": 0}
+    return FaceModel(method, generator, config, meta, folder).save(folder / "model.safetensors")
+
+
+def test_metrics_of_a_tiny_eg3d(eg3d_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from facelab.cli import measure
+
+    monkeypatch.setattr(measure, "READER_HEADS", 64)
+    names = "frechet_random,precision_recall_random,pose,depth,consistency"
+    small = ("--num-images", 5, "--batch", 3, "--depth-heads", 2, "--depth-candidates", 3, "--out", tmp_path / "m.json")
+    result = compute(eg3d_model, "--metrics", names, *small, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    metrics = json.loads((tmp_path / "m.json").read_text())["metrics"]
+    assert metrics["frechet_random"]["image_size"] == 128 == metrics["pose"]["image_size"]
+    assert metrics["precision_recall_random"]["fake_count"] == 5
+    face = load(eg3d_model)
+    frontal = Camera.on_sphere(torch.pi / 2, torch.pi / 2, 13.0, 2.7)
+    assert (
+        metrics["depth"]["image_size"] == face.sample(camera=frontal, settings=face.settings(None, 1)).depth.shape[-1]
+    )
+    assert metrics["pose"]["encoder"].startswith("ridge") and metrics["pose"]["held_out"]["count"] == 5
+    assert metrics["pose"]["held_out"]["mean_direction"] < metrics["pose"]["held_out"]["chance_direction"]
+    assert 0.1 < metrics["depth"]["depth_range"] < 1.2, "in EG3D's units, 2.7 times as large"
+    assert metrics["consistency"]["exact_depth"]["compared"] > 0.3
+    again = compute(eg3d_model, "--metrics", "frechet_random", *small, "--device", "cpu")
+    assert again.exit_code == 0
+    repeated = json.loads((tmp_path / "m.json").read_text())["metrics"]
+    assert repeated["frechet_random"] == metrics["frechet_random"]
+    line = refused(eg3d_model, "--image-size", 64)
+    assert "makes pictures of 128 pixels" in line
+
+
+def test_eg3d_is_compared_with_a_data_set_and_its_cameras(eg3d_model: Path, tmp_path: Path):
+    from facelab.data.eg3d_prepare import synthetic_items, write_items
+
+    write_items(tmp_path / "set.zip", synthetic_items(6, 32, 0))
+    options = ("--data", tmp_path / "set.zip", "--num-images", 4, "--out", tmp_path / "m.json", "--device", "cpu")
+    result = compute(eg3d_model, "--metrics", "frechet_random", *options)
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "m.json").read_text())["data"] == {
+        "source": str(tmp_path / "set.zip"),
+        "real_count": 4,
+    }
+    assert "fitted on synthetic heads" in refused(eg3d_model, "--metrics", "pose", *options)
+
+
+def test_networks_that_need_a_file_say_so(eg3d_model: Path, tmp_path: Path):
+    assert "identity needs --arcface FILE" in refused(eg3d_model, "--metrics", "identity")
+    assert "precision_recall_random works without" in refused(eg3d_model, "--metrics", "precision_recall")
+    assert "there is no file" in refused(eg3d_model, "--metrics", "identity", "--arcface", tmp_path / "no.pth")
+
+
+def test_identity_through_the_command(eg3d_model: Path, tmp_path: Path):
+    from facelab.nn.pretrained.arcface import ArcFace, published_names
+
+    ours = ArcFace().state_dict()
+    torch.save({theirs: ours[name] for name, theirs in published_names(ours).items()}, tmp_path / "arc.pth")
+    options = ("--arcface", tmp_path / "arc.pth", "--num-images", 3, "--batch", 2, "--out", tmp_path / "m.json")
+    result = compute(eg3d_model, "--metrics", "identity", *options, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "m.json").read_text())["metrics"]["identity"]
+    assert found["count"] == 3 and -1 <= found["between_heads"] <= 1 and found["value"] <= 1
+    assert found["network"] == "arcface-ir-se50" and found["seed"] == 0
