@@ -41,6 +41,7 @@ from facelab.bases.eg3d.originals import (
 )
 from facelab.bases.eg3d.training_config import ConditioningConfig, DiscriminatorConfig, LossConfig, ResolutionConfig
 from facelab.checkpoints.legacy_networks import Network, NetworkPickle, networks_of, read_network_pickle
+from facelab.checkpoints.legacy_storages import printable
 from facelab.config import from_dict, to_dict
 from facelab.errors import UserError
 from facelab.nn.discriminators.stylegan2 import StyleGan2DiscriminatorConfig
@@ -48,6 +49,7 @@ from facelab.nn.discriminators.stylegan2 import StyleGan2DiscriminatorConfig
 Result = TypeVar("Result")
 EMBEDDING = "backbone.mapping.embed.weight"
 UNUSED = "superresolution"  # group of a super-resolution that does not fit its generator
+MAX_MESSAGE = 1200  # characters
 MAX_RENDERING = 1024  # side of a rendering, pixels
 DENSITY_TYPES = ("l1", "monotonic-detach", "monotonic-fixed")
 GENERATORS = {"G": "generator", "G_ema": "ema"}  # in the file -> group of our weights
@@ -98,6 +100,18 @@ def read_original(path: str | Path, tree: object = None) -> Original:
 
 def convert_networks(found: NetworkPickle) -> Original:
     """The networks of a file -> ours. Errors as in :func:`read_original`."""
+    try:
+        original = _convert(found)
+    except UserError as error:  # it may quote what the file says
+        raise UserError(_shortened(printable(str(error)))) from None
+    return dataclasses.replace(original, notes=tuple(_shortened(printable(note)) for note in original.notes))
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= MAX_MESSAGE else f"{text[: MAX_MESSAGE - 3]}..."
+
+
+def _convert(found: NetworkPickle) -> Original:
     path = found.path
     names = [name for name in GENERATORS if name in found.networks]
     if not names:
