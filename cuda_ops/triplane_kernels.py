@@ -48,9 +48,8 @@ def _count(values, x, OR_EQUAL: tl.constexpr, N: tl.constexpr, LOG_N: tl.constex
     """How many of N ascending values are smaller than each x (or equal to it): bisection."""
     found = tl.zeros_like(x).to(tl.int32)
     for k in tl.static_range(LOG_N):
-        step: tl.constexpr = N >> (k + 1)
-        probe = tl.gather(values, found + (step - 1), 0)
-        found += tl.where((probe <= x) if OR_EQUAL else (probe < x), step, 0)
+        probe = tl.gather(values, found + ((N >> (k + 1)) - 1), 0)
+        found += tl.where((probe <= x) if OR_EQUAL else (probe < x), N >> (k + 1), 0)
     probe = tl.gather(values, found, 0)
     return found + ((probe <= x) if OR_EQUAL else (probe < x)).to(tl.int32)
 

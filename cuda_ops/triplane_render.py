@@ -6,7 +6,7 @@ together, two small matrix products, weights of the coarse intervals, inverse-CD
 the compositing of both sets. Nothing but pixels is written; the features of both sets stay in registers.
 
 Both sets are in ascending order (coarse by construction, fine because the numbers they are drawn from are sorted),
-so they are merged by counting (bisection): sample i of one set stands behind as many samples of the other as are smaller, and
+so they are merged by bisection: sample i of one set stands behind as many samples of the other as are smaller, and
 the product of transmittances before it is a prefix of either set times a prefix of the other.
 
 The plain twin, with the same arguments in other clothes, is ``facelab.rendering.midpoint.render_midpoints``.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """EG3D's cameras: on a sphere around the world's origin, looking at it or at another point.
 
-Yaw and pitch are pi / 2 in front of the face. The yaw is the azimuth of :meth:`Camera.on_sphere`; the pitch is
-not its polar angle but a number whose even spread covers the sphere evenly, see :func:`polar_angle`.
+Yaw and pitch are pi / 2 in front of the face, but are not those of :meth:`Camera.on_sphere`: the yaw runs the other
+way round, and the pitch is a number whose even spread covers the sphere evenly, see :func:`polar_angle`.
 """
 
 from __future__ import annotations

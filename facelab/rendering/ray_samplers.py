@@ -155,14 +155,13 @@ def sample_pdf(bins: Tensor, weights: Tensor, count: int, u: Tensor | None = Non
     weights = weights + PDF_EPS
     pdf = weights / weights.sum(-1, keepdim=True)
     cdf = torch.cat([torch.zeros_like(pdf[..., :1]), torch.cumsum(pdf, dim=-1)], dim=-1)
-    if u is None:
-        middles = (torch.arange(count, device=bins.device, dtype=bins.dtype) + 0.5) / count
-        u = middles.expand(*bins.shape[:-1], count)
-    index = torch.searchsorted(cdf.contiguous(), u.contiguous())
+    middles: Tensor = (torch.arange(count, device=bins.device, dtype=bins.dtype) + 0.5) / count
+    numbers = middles.expand(*bins.shape[:-1], count) if u is None else u
+    index = torch.searchsorted(cdf.contiguous(), numbers.contiguous())
     below = (index - 1).clamp_min(0)
     above = index.clamp_max(bins.shape[-1] - 1)
     cdf_below, cdf_above = cdf.gather(-1, below), cdf.gather(-1, above)
     gap = cdf_above - cdf_below
     gap = torch.where(gap < PDF_EPS, torch.ones_like(gap), gap)
     low, high = bins.gather(-1, below), bins.gather(-1, above)
-    return low + (u - cdf_below) / gap * (high - low)
+    return low + (numbers - cdf_below) / gap * (high - low)

@@ -28,7 +28,8 @@ def render_triplane(
 
     On a GPU and without gradient the fused kernel of :mod:`cuda_ops.triplane_render` runs, in the precision of
     ``field.precision``; with gradient, and for what the kernel does not have (density noise, normals, weights,
-    ``settings.reference``), the plain renderer does, whose numbers are the same up to rounding.
+    ``settings.reference``, disparities within a box), the plain renderer does, whose numbers are the same up to
+    rounding.
 
     Args:
         planes: (N or 1, 3, C, H, W).
@@ -45,8 +46,8 @@ def render_triplane(
         ValueError: as the plain renderer.
     """
     spec = fused_spec(field, settings)
-    plain_only = keep_weights or settings.normals or settings.reference or settings.sigma_noise > 0
-    if plain_only or _needs_gradient(planes, rays, field) or not _wanted(planes, field, spec):
+    supported = not keep_weights and _has_kernel(settings, rays) and not _needs_gradient(planes, rays, field)
+    if not (supported and _wanted(planes, field, spec)):
         return render_midpoints(lambda points, _: field(points, planes), rays, settings, draws, keep_weights)
     check_midpoint_settings(settings)
     images, count = rays.origins.shape[:2]
@@ -87,6 +88,17 @@ def fused_spec(field: TriplaneField, settings: RenderSettings) -> triplane_rende
         white=settings.background == "white",
         precision=field.precision,
     )
+
+
+def _has_kernel(settings: RenderSettings, rays: Rays) -> bool:
+    """Whether the fused renderer knows these settings."""
+    if settings.normals or settings.reference or settings.sigma_noise > 0:
+        return False
+    if settings.spacing == "depth":
+        return True
+    # evenly spaced disparities end up below zero where few of them reach far beyond near; then depths do not ascend
+    own = settings.box_side is not None or rays.limits is not None
+    return not own and settings.far < settings.samples_coarse * settings.near
 
 
 def _needs_gradient(planes: Tensor, rays: Rays, field: TriplaneField) -> bool:

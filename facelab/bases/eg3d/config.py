@@ -3,10 +3,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
+
 from facelab.bases.eg3d import training_config as training
+from facelab.cameras import Camera
+from facelab.cameras.orbit import focal_intrinsics, look_at
 from facelab.deviations import Deviation
 from facelab.errors import UserError, nearest
 from facelab.rendering.settings import RenderSettings
@@ -128,6 +133,18 @@ class ViewConfig:
     radius: float = 2.7  # avg_camera_radius
     pivot: tuple[float, float, float] = (0.0, 0.0, 0.2)  # avg_camera_pivot: what the mean camera looks at
     focal: float = 4.2647  # over the image side
+
+    def camera(self, pitch: float = 0.0, yaw: float = 0.0, fov: float | None = None) -> Camera:
+        """A camera on the sphere that looks at the pivot; pitch (up) and yaw as in :meth:`Camera.on_sphere`, in radians
+        away from the frontal view.
+
+        ``fov`` is the full horizontal field of view in degrees, None = that of ``focal``.
+        """
+        focal = self.focal if fov is None else 0.5 / math.tan(math.radians(fov) / 2)
+        sphere = Camera.on_sphere(math.pi / 2 - pitch, math.pi / 2 + yaw, 12.0, self.radius)
+        position = sphere.cam2world[:, :3, 3]
+        cam2world = look_at(position, torch.tensor(self.pivot, dtype=position.dtype))
+        return Camera(cam2world, focal_intrinsics(focal), sphere.angles)
 
 
 # differences from the defaults: rendering_kwargs of the original's --cfg

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cuda_ops.triplane_render import channels_last
 from facelab.cameras import Camera
 from facelab.cameras.orbit import FOCAL, orbit_camera
 from facelab.cameras.rays import make_rays
@@ -222,7 +223,10 @@ class TriPlaneGenerator(nn.Module):
             mode = noise
         w = codes.values["w"]
         drawn = self.backbone.synthesis(w, noise_mode=mode, noise_maps=maps, draws=draws, precision=self.precision)
-        return Scene({"planes": drawn.unflatten(1, (3, self.config.field.channels)), "w": w}, len(w))
+        planes = drawn.unflatten(1, (3, self.config.field.channels))
+        if planes.is_cuda and not planes.requires_grad:
+            planes = channels_last(planes)  # once here, not at every fused rendering
+        return Scene({"planes": planes, "w": w}, len(w))
 
     def field(self, scene: Scene, count: int | None = None) -> BoundField:
         """The field of a scene, a callable (points (N, R, S, 3), directions) -> FieldOutput; directions do not count.
