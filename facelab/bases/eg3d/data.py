@@ -45,7 +45,7 @@ class LabelTable:
         place = (draws.uniform(name, (count,), dtype=torch.float64) * len(self.labels)).long()
         return self.labels[place]
 
-    @property
+    @functools.cached_property
     def std(self) -> Tensor:
         """(25,) population standard deviation."""
         return self.labels.double().std(dim=0, correction=0).float()
