@@ -98,7 +98,19 @@ def render_settings(kwargs: dict[str, Any], **more: Any) -> RenderSettings:
     )
 
 
-@given("planes", "origins", "dirs", "*_u_*", "*_noise_*", "*_drgb", "pdf_bins", "pdf_weights", "pdf_u")
+@given(
+    "planes",
+    "origins",
+    "dirs",
+    "*_u_coarse",
+    "*_u_fine",
+    "*_noise_coarse",
+    "*_noise_fine",
+    "*_drgb",
+    "pdf_bins",
+    "pdf_weights",
+    "pdf_u",
+)
 def importance_renderer(meta: Meta, arrays: Arrays) -> dict[str, Tensor]:
     d = meta["decoder"]
     rays = Rays(arrays["origins"], arrays["dirs"])
