@@ -13,7 +13,6 @@ from __future__ import annotations
 import mmap
 import re
 import struct
-import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
@@ -30,6 +29,7 @@ from facelab.checkpoints.legacy_storages import (
     Storage,
     StreamStorages,
     ZipStorages,
+    open_archive,
     refusing,
 )
 from facelab.checkpoints.pickle_machine import PickleMachine, Refused, check_key
@@ -120,7 +120,7 @@ def _check_head(head: bytes) -> None:
 
 
 def _read_zip(path: Path, size: int, budget: Budget, allowed: tuple[str, ...]) -> object:
-    with zipfile.ZipFile(path) as archive:
+    with open_archive(path) as archive:
         names = archive.namelist()
         roots = [n[: -len("data.pkl")] for n in names if re.fullmatch(r"[^/]+/data\.pkl", n)]
         if len(roots) != 1:

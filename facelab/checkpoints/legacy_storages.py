@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import re
 import struct
 import zipfile
@@ -19,6 +20,7 @@ from facelab.checkpoints.pickle_machine import Operations, Refused
 from facelab.errors import UserError
 
 _MAX_EXPANDED = 1 << 27  # elements that stride-0 views may claim beyond their storage, for a whole file
+_MAX_DIRECTORY = 1 << 21  # bytes of an archive's list of contents: some twenty thousand entries
 # What Python's zip reader raises on damaged archives.
 ARCHIVE_ERRORS = (
     zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, RuntimeError, ValueError, OverflowError,
@@ -90,6 +92,31 @@ def refusing(path: Path) -> Iterator[None]:
 def printable(text: str) -> str:
     """Text that may come from a foreign file, in one line and without control characters."""
     return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+
+
+class _LimitedReader(io.BufferedReader):
+    """A file whose single reads are limited while ``limit`` is set."""
+
+    limit: int | None = None
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if self.limit is not None:
+            here = self.tell()
+            wanted = size if size is not None and size >= 0 else self.seek(0, 2) - here
+            self.seek(here)
+            if wanted > self.limit:
+                raise Refused(f"its archive lists its contents in {wanted} bytes, far more than a checkpoint needs")
+        return super().read(size)
+
+
+@contextlib.contextmanager
+def open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
+    """Open a zip file. Refused when it lists hundreds of thousands of entries, which Python reads one by one."""
+    with _LimitedReader(io.FileIO(path)) as file:
+        file.limit = _MAX_DIRECTORY
+        with zipfile.ZipFile(file) as archive:
+            file.limit = None
+            yield archive
 
 
 class ZipStorages:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ from facelab.assets import Asset
 from facelab.checkpoints import format as checkpoint_format
 from facelab.checkpoints import legacy_modules, tensor_files
 from facelab.checkpoints.legacy_pickle import LegacyObject, read_pickle_checkpoint
-from facelab.checkpoints.legacy_storages import printable, refusing
+from facelab.checkpoints.legacy_storages import open_archive, printable, refusing
 from facelab.checkpoints.torchscript import read_torchscript
 from facelab.errors import UserError
 
@@ -281,5 +280,5 @@ def _mat_contents(path: Path) -> Contents:
 
 
 def _is_torchscript(path: Path) -> bool:
-    with refusing(path), zipfile.ZipFile(path) as archive:
+    with refusing(path), open_archive(path) as archive:
         return any(name.count("/") == 1 and name.endswith("/constants.pkl") for name in archive.namelist())

@@ -16,7 +16,7 @@ from pathlib import Path
 from torch import Tensor
 
 from facelab.checkpoints.legacy_pickle import ALLOWED_CLASSES, CheckpointBuilder, LegacyObject
-from facelab.checkpoints.legacy_storages import Budget, GlobalName, ZipStorages, refusing
+from facelab.checkpoints.legacy_storages import Budget, GlobalName, ZipStorages, open_archive, refusing
 from facelab.checkpoints.pickle_machine import PickleMachine, Refused
 
 _MAX_DEPTH = 64
@@ -34,7 +34,7 @@ def read_torchscript(path: str | Path) -> OrderedDict[str, Tensor]:
         UserError: not a TorchScript archive, damaged, or refused by the allow-list (one line, with the reason).
     """
     path = Path(path)
-    with refusing(path), zipfile.ZipFile(path) as archive:
+    with refusing(path), open_archive(path) as archive:
         size = path.stat().st_size
         names = archive.namelist()
         roots = [n[: -len("constants.pkl")] for n in names if re.fullmatch(r"[^/]+/constants\.pkl", n)]

@@ -354,6 +354,18 @@ def test_modules_that_contain_themselves(tmp_path: Path, fan_out: int) -> None:
         modules.module_state(read_pickle_checkpoint(path))
 
 
+def test_archives_with_endless_lists_of_contents(tmp_path: Path) -> None:
+    path = tmp_path / "many.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/data.pkl", b"\x80\x02}.")
+        for number in range(40_000):
+            archive.writestr(f"a/data/{number}", b"")
+    start = time.thread_time()
+    with pytest.raises(UserError, match="lists its contents in"):
+        read_pickle_checkpoint(path)
+    assert time.thread_time() - start < 1
+
+
 def test_modules_that_unfold_without_end() -> None:
     record = LegacyObject("torch.nn.Linear", {"_parameters": {}, "_modules": {}})
     for _ in range(50):
