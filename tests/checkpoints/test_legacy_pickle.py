@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
-import pickle
 import struct
 import time
 import zipfile
@@ -22,6 +20,7 @@ from torch import nn
 from facelab.checkpoints import legacy_modules as modules
 from facelab.checkpoints.legacy_pickle import LegacyObject, read_pickle_checkpoint
 from facelab.errors import UserError
+from tests.checkpoints.pickle_makers import Call, blob, dump, embedded
 
 GOLDEN = Path(os.environ.get("FACELAB_GOLDEN_DIR", Path(__file__).parents[2] / "test_data" / "golden"))
 
@@ -144,56 +143,16 @@ def test_cuda_storages_come_to_the_cpu(tmp_path: Path) -> None:
     assert torch.equal(read_pickle_checkpoint(path)["w"], torch.arange(3.0))
 
 
-def _blob(tensor: torch.Tensor) -> bytes:
-    stream = io.BytesIO()
-    torch.save(
-        torch.storage.TypedStorage(wrap_storage=tensor.untyped_storage(), dtype=tensor.dtype, _internal=True),
-        stream,
-        _use_new_zipfile_serialization=False,
-    )
-    return stream.getvalue()
-
-
-class _Call:
-    """Pickles as a call of a global given by name, without importing it."""
-
-    def __init__(self, module: str, name: str, *arguments: object) -> None:
-        self.path, self.arguments = (module, name), arguments
-
-
-class _Pickler(pickle._Pickler):
-    """Python's pickler, which writes :class:`_Call` as global and REDUCE."""
-
-    def save(self, obj: object, *rest: object) -> None:
-        if not isinstance(obj, _Call):
-            super().save(obj, *rest)
-            return
-        self.write(b"c" + "\n".join(obj.path).encode() + b"\n")
-        super().save(obj.arguments)
-        self.write(b"R")
-
-
-def _dump(value: object) -> bytes:
-    stream = io.BytesIO()
-    _Pickler(stream, 4).dump(value)
-    return stream.getvalue()
-
-
-def _embedded(name: str, state: dict) -> _Call:
-    record = {"type": "class", "version": 6, "module_src": "raise SystemExit", "class_name": name, "state": state}
-    return _Call("torch_utils.persistence", "_reconstruct_persistent_obj", record)
-
-
 def test_pickles_with_embedded_source(tmp_path: Path) -> None:
     """The layout of one pickled dictionary: source text beside each module, one torch stream in each tensor."""
-    blob = _Call("torch.storage", "_load_from_bytes", _blob(torch.arange(6.0)))
-    weight = _Call(
-        "torch._utils", "_rebuild_tensor_v2", blob, 0, (2, 3), (3, 1), False, _Call("collections", "OrderedDict")
+    blob = Call("torch.storage", "_load_from_bytes", blob(torch.arange(6.0)))
+    weight = Call(
+        "torch._utils", "_rebuild_tensor_v2", blob, 0, (2, 3), (3, 1), False, Call("collections", "OrderedDict")
     )
-    layer = _embedded("Layer", {"_parameters": {"weight": weight}, "_buffers": {}, "_modules": {}, "gain": 2})
-    gain = _Call("numpy.core.multiarray", "scalar", _Call("numpy", "dtype", "f8", False, True), struct.pack("<d", 0.5))
+    layer = embedded("Layer", {"_parameters": {"weight": weight}, "_buffers": {}, "_modules": {}, "gain": 2})
+    gain = Call("numpy.core.multiarray", "scalar", Call("numpy", "dtype", "f8", False, True), struct.pack("<d", 0.5))
     root = {"_parameters": {}, "_buffers": {}, "_modules": {"fc": layer}, "gain": gain, "z_dim": 512}
-    (tmp_path / "net.pkl").write_bytes(_dump({"G_ema": _embedded("Root", root), "D": None}))
+    (tmp_path / "net.pkl").write_bytes(dump({"G_ema": embedded("Root", root), "D": None}))
     record = read_pickle_checkpoint(tmp_path / "net.pkl")["G_ema"]
     assert record.class_name == "Root" and modules.attributes(record) == {"gain": 0.5, "z_dim": 512}
     assert torch.equal(modules.module_state(record)["fc.weight"], torch.arange(6.0).view(2, 3))
@@ -203,8 +162,8 @@ _OUT = b"torch\nFloatStorage\n"
 
 
 def _tensor(size: tuple, stride: tuple, offset: int = 0) -> bytes:
-    blob = _Call("torch.storage", "_load_from_bytes", _blob(torch.arange(6.0)))
-    return _dump(_Call("torch._utils", "_rebuild_tensor_v2", blob, offset, size, stride, False, None))
+    blob = Call("torch.storage", "_load_from_bytes", blob(torch.arange(6.0)))
+    return dump(Call("torch._utils", "_rebuild_tensor_v2", blob, offset, size, stride, False, None))
 
 
 def _nested_tuples(depth: int) -> bytes:
@@ -220,23 +179,23 @@ def _module_cycle(fan_out: int) -> bytes:
 
 HOSTILE = {
     "os.system, protocol 0": (b"cos\nsystem\n(S'touch PWNED'\ntR.", "os.system"),
-    "os.system, protocol 4": (_dump({"a": _Call("os", "system", "touch PWNED")}), "os.system"),
+    "os.system, protocol 4": (dump({"a": Call("os", "system", "touch PWNED")}), "os.system"),
     "posix.system as an object": (b"(S'touch PWNED'\niposix\nsystem\n.", "posix.system"),
-    "eval": (_dump([_Call("builtins", "eval", "open('PWNED','w')")]), "builtins.eval"),
-    "python 2 eval": (_dump([_Call("__builtin__", "eval", "1")]), "builtins.eval"),
-    "getattr chain": (_dump(_Call("builtins", "getattr", _Call("torch", "load"), "x")), "builtins.getattr"),
-    "torch.load inside": (_dump(_Call("torch", "load", "x")), "torch.load"),
+    "eval": (dump([Call("builtins", "eval", "open('PWNED','w')")]), "builtins.eval"),
+    "python 2 eval": (dump([Call("__builtin__", "eval", "1")]), "builtins.eval"),
+    "getattr chain": (dump(Call("builtins", "getattr", Call("torch", "load"), "x")), "builtins.getattr"),
+    "torch.load inside": (dump(Call("torch", "load", "x")), "torch.load"),
     "functools.partial inside an allowed call": (
-        _dump(_Call("collections", "OrderedDict", [("a", _Call("functools", "partial", 1))])),
+        dump(Call("collections", "OrderedDict", [("a", Call("functools", "partial", 1))])),
         "functools.partial",
     ),
-    "allowed class as a function": (_dump(_Call("torch.nn.modules.linear", "Linear", 10**9, 10**9)), "Linear"),
+    "allowed class as a function": (dump(Call("torch.nn.modules.linear", "Linear", 10**9, 10**9)), "Linear"),
     "nested stream": (
-        _dump(_Call("torch.storage", "_load_from_bytes", _dump(_Call("os", "system", "touch PWNED")))),
+        dump(Call("torch.storage", "_load_from_bytes", dump(Call("os", "system", "touch PWNED")))),
         "os.system",
     ),
-    "numpy object array": (_dump(_Call("numpy.core.multiarray", "_reconstruct", 1)), "_reconstruct"),
-    "numpy object dtype": (_dump(_Call("numpy", "dtype", "O8", False, True)), "plain number"),
+    "numpy object array": (dump(Call("numpy.core.multiarray", "_reconstruct", 1)), "_reconstruct"),
+    "numpy object dtype": (dump(Call("numpy", "dtype", "O8", False, True)), "plain number"),
     "dotted name": (b"\x80\x04\x8c\x02os\x8c\x06system\x93.", "os.system"),
     "claimed 8 EiB of bytes": (b"\x80\x04\x8e" + struct.pack("<Q", 1 << 62) + b"x.", "cut off"),
     "claimed 4 GiB of text": (b"\x80\x02X\xff\xff\xff\xffx.", "cut off"),
