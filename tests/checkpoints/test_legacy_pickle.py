@@ -145,9 +145,9 @@ def test_cuda_storages_come_to_the_cpu(tmp_path: Path) -> None:
 
 def test_pickles_with_embedded_source(tmp_path: Path) -> None:
     """The layout of one pickled dictionary: source text beside each module, one torch stream in each tensor."""
-    blob = Call("torch.storage", "_load_from_bytes", blob(torch.arange(6.0)))
+    storage = Call("torch.storage", "_load_from_bytes", blob(torch.arange(6.0)))
     weight = Call(
-        "torch._utils", "_rebuild_tensor_v2", blob, 0, (2, 3), (3, 1), False, Call("collections", "OrderedDict")
+        "torch._utils", "_rebuild_tensor_v2", storage, 0, (2, 3), (3, 1), False, Call("collections", "OrderedDict")
     )
     layer = embedded("Layer", {"_parameters": {"weight": weight}, "_buffers": {}, "_modules": {}, "gain": 2})
     gain = Call("numpy.core.multiarray", "scalar", Call("numpy", "dtype", "f8", False, True), struct.pack("<d", 0.5))
@@ -162,8 +162,8 @@ _OUT = b"torch\nFloatStorage\n"
 
 
 def _tensor(size: tuple, stride: tuple, offset: int = 0) -> bytes:
-    blob = Call("torch.storage", "_load_from_bytes", blob(torch.arange(6.0)))
-    return dump(Call("torch._utils", "_rebuild_tensor_v2", blob, offset, size, stride, False, None))
+    storage = Call("torch.storage", "_load_from_bytes", blob(torch.arange(6.0)))
+    return dump(Call("torch._utils", "_rebuild_tensor_v2", storage, offset, size, stride, False, None))
 
 
 def _nested_tuples(depth: int) -> bytes:

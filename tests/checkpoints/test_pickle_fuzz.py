@@ -39,6 +39,8 @@ FORBIDDEN = ("exec", "compile", "import", "os.", "subprocess.", "socket.", "shut
              "sys.settrace", "code.", "builtins.input",
              "builtins.breakpoint", "webbrowser.", "tempfile.", "pty.", "http.", "urllib.")  # fmt: skip
 
+CODECS = ("latin-1", "unicode_escape", "raw_unicode_escape", "cp437", "ascii")  # Python imports its own on first use
+
 _watch: dict = {"on": False, "seen": []}
 
 
@@ -54,7 +56,7 @@ def _audit(event: str, arguments: tuple) -> None:
 def watched() -> Iterator[list[str]]:
     """The audit events of executing, importing or writing within the block."""
     if not _watch.get("hooked"):
-        for codec in ("latin-1", "unicode_escape", "raw_unicode_escape", "cp437", "ascii"):  # Python's own, imported on first use
+        for codec in CODECS:
             b"a".decode(codec)
         sys.addaudithook(_audit)  # stays for good, but looks only while it is on
         _watch["hooked"] = True
