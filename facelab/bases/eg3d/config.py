@@ -86,7 +86,7 @@ class RenderConfig:
     spacing: Literal["depth", "disparity"] = "depth"  # disparity_space_sampling
     background: Literal["none", "white"] = "none"  # white_back
     density_noise: float = 0.0  # standard deviation of the noise on raw density, in training only
-    max_points: int = 1_000_000  # field evaluations at a time without gradient
+    max_points: int = 500_000  # field evaluations at a time without gradient
     recompute: bool = False  # keep no activations of the renderer for the backward
 
     def settings(
