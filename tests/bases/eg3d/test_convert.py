@@ -23,7 +23,7 @@ from facelab.bases.eg3d.originals import LABEL_STD, generator_config_from_origin
 from facelab.bases.eg3d.training import METHOD
 from facelab.cameras.orbit import orbit_camera
 from facelab.checkpoints.format import load_checkpoint
-from facelab.cli.convert import convert_checkpoint, open_any
+from facelab.cli.convert import Initialised, convert_checkpoint, open_any
 from facelab.config import from_dict
 from facelab.errors import UserError
 from facelab.nn.discriminators.stylegan2 import StyleGan2Discriminator, StyleGan2DiscriminatorConfig
@@ -318,6 +318,17 @@ def test_command(originals, networks, tmp_path: Path, method: str) -> None:
         for a, b in zip(built.state_dict().values(), networks["G_ema"].state_dict().values(), strict=True)
     )
     assert open_any(target).model == open_any(tmp_path / "net.pkl").model
+
+
+def test_training_starts_from_an_official_file(originals, networks, tmp_path: Path) -> None:
+    """The averaged generator and the discriminator go into the models of a run with the file's configuration."""
+    path = tmp_path / "net.pkl"
+    path.write_bytes(pickle_of(originals))
+    models = METHOD.build(read_original(path).config)
+    Initialised(METHOD, path, fresh_discriminators=False).fill(models)
+    for name, source in {"generator": "G_ema", "discriminator": "D"}.items():
+        loaded, expected = models[name].state_dict(), networks[source].state_dict()
+        assert all(torch.equal(loaded[key], value) for key, value in expected.items() if not key.endswith("w_avg"))
 
 
 def test_command_without_averages_and_with_wrong_options(originals, tmp_path: Path) -> None:
