@@ -8,6 +8,7 @@ the curved activations save input and bias.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,8 +17,6 @@ from torch import Tensor
 from cuda_ops import dispatch
 from cuda_ops import reference_activations as reference
 from cuda_ops.reference_activations import sum_bias
-
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 _library = torch.library.Library("facelab", "FRAGMENT")
 _SETTINGS = "int dim, str act, float alpha, float gain, float? clamp"
@@ -68,12 +67,22 @@ def bias_act(
     return torch.ops.facelab.bias_act(x, bias, dim, act, alpha, gain, None if clamp is None else float(clamp))
 
 
-def _problem(x: Tensor) -> str | None:
-    return None if x.dtype in DTYPES else f"the dtype is {x.dtype}, the kernels take {', '.join(map(str, DTYPES))}"
+def _run(out: Tensor, kernel: Callable[[], list[Tensor]], twin: Callable[[], Tensor], *settings: Any) -> Tensor:
+    """Fill ``out`` by the kernel from the dense inputs that ``kernel`` gives, or by the twin."""
 
+    def launch() -> Tensor:
+        from cuda_ops import bias_act_kernels
 
-def _use_kernel(x: Tensor) -> bool:
-    return x.numel() > 0 and dispatch.choose("bias_act", x.device, _problem(x), cpu_twin=True) == "triton"
+        bias_act_kernels.launch(out, kernel(), *settings)
+        return out
+
+    def plain() -> Tensor:
+        with torch.autocast(out.device.type, enabled=False):
+            return out.copy_(twin())
+
+    if out.numel() == 0:
+        return plain()
+    return dispatch.run("bias_act", out.device, dispatch.dtype_problem(out), launch, plain)
 
 
 def _dense(x: Tensor) -> Tensor:
@@ -95,14 +104,8 @@ def _like(x: Tensor) -> Tensor:
 def _bias_act(
     x: Tensor, b: Tensor | None, dim: int, act: str, alpha: float, gain: float, clamp: float | None
 ) -> Tensor:
-    y = _like(x)
-    if not _use_kernel(x):
-        with torch.autocast(x.device.type, enabled=False):
-            return y.copy_(reference.bias_act(x, b, dim, act, alpha, gain, clamp))
-    from cuda_ops import bias_act_kernels
-
-    bias_act_kernels.launch(y, [_dense(x)], b, dim, act, alpha, gain, clamp, order=0)
-    return y
+    settings = (b, dim, act, alpha, gain, clamp)
+    return _run(_like(x), lambda: [_dense(x)], lambda: reference.bias_act(x, *settings), *settings, 0)
 
 
 @torch.library.impl(_library, "bias_act_grad", "CompositeExplicitAutograd")
@@ -117,14 +120,9 @@ def _bias_act_grad(
     clamp: float | None,
     from_output: bool,
 ) -> Tensor:
-    dx = _like(ref)
-    if not _use_kernel(ref):
-        return dx.copy_(reference.bias_act_grad(dy, ref, b, dim, act, alpha, gain, clamp, from_output))
-    from cuda_ops import bias_act_kernels
-
-    inputs = _aligned(dx, ref, dy)
-    bias_act_kernels.launch(dx, inputs, b, dim, act, alpha, gain, clamp, order=1, from_output=from_output)
-    return dx
+    settings, dx = (b, dim, act, alpha, gain, clamp), _like(ref)
+    twin = lambda: reference.bias_act_grad(dy, ref, *settings, from_output)
+    return _run(dx, lambda: _aligned(dx, ref, dy), twin, *settings, 1, from_output)
 
 
 @torch.library.impl(_library, "bias_act_grad2", "CompositeExplicitAutograd")
@@ -139,13 +137,8 @@ def _bias_act_grad2(
     gain: float,
     clamp: float | None,
 ) -> Tensor:
-    d = _like(x)
-    if not _use_kernel(x):
-        return d.copy_(reference.bias_act_grad2(v, dy, x, b, dim, act, alpha, gain, clamp))
-    from cuda_ops import bias_act_kernels
-
-    bias_act_kernels.launch(d, _aligned(d, x, dy, v), b, dim, act, alpha, gain, clamp, order=2)
-    return d
+    settings, d = (b, dim, act, alpha, gain, clamp), _like(x)
+    return _run(d, lambda: _aligned(d, x, dy, v), lambda: reference.bias_act_grad2(v, dy, x, *settings), *settings, 2)
 
 
 def _aligned(out: Tensor, *inputs: Tensor) -> list[Tensor]:

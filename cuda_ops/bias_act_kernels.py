@@ -27,7 +27,7 @@ def _sigmoid(x):
 @triton.jit
 def _expm1_below(x, ACC: tl.constexpr):
     """exp(x) - 1 for x < 0, without the cancellation near zero; else 0."""
-    z = tl.minimum(x, 0.0)
+    z = tl.where(x >= 0, 0.0, x)  # NaN stays
     small = z * (1.0 + z * (0.5 + z * (1.0 / 6.0 + z * (1.0 / 24.0 + z * (1.0 / 120.0)))))
     if tl.float64 == ACC:  # |error| < 1e-15 needs more terms: half the argument twice over
         half = z * 0.5

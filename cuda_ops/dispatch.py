@@ -17,12 +17,16 @@ import functools
 import os
 import threading
 import warnings
+from collections.abc import Callable
 from typing import Literal
 
 import torch
+from torch import Tensor
 
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 MODES = ("auto", "cuda", "triton", "reference")
 _warned: set[str] = set()
+_failed: dict[str, str] = {}  # op -> why its kernel is not tried again
 _lock = threading.Lock()
 
 
@@ -66,6 +70,11 @@ def triton_problem(device: torch.device) -> str | None:
     return None if major >= 8 else f"the GPU's compute capability {major}.{minor} is below 8.0"
 
 
+def dtype_problem(x: Tensor) -> str | None:
+    """Why the filter and activation kernels do not take the dtype of ``x``, or None."""
+    return None if x.dtype in DTYPES else f"the dtype is {x.dtype}, the kernels take {', '.join(map(str, DTYPES))}"
+
+
 def choose(
     op: str, device: torch.device, problem: str | None = None, cpu_twin: bool = False
 ) -> Literal["triton", "reference"]:
@@ -94,6 +103,33 @@ def choose(
     return "reference"
 
 
+def run(
+    op: str, device: torch.device, problem: str | None, kernel: Callable[[], Tensor], twin: Callable[[], Tensor]
+) -> Tensor:
+    """``kernel()`` or ``twin()``, as :func:`choose` says; the twin on the CPU without a warning.
+
+    A kernel that fails (no C compiler for Triton's launcher, an unsupported GPU ...) is not tried again
+    in this process: with FACELAB_OPS=auto one warning is given and the twin runs from then on.
+
+    Raises:
+        RuntimeError: as in :func:`choose`; or whatever the kernel raised, where it was demanded by name
+            or ran out of memory.
+    """
+    if choose(op, device, _failed.get(op) or problem, cpu_twin=True) == "reference":
+        return twin()
+    try:
+        return kernel()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever it is, the twin can do the work
+        if mode() != "auto":
+            raise
+        words = str(error).strip().splitlines() or ["no message"]
+        _failed[op] = f"the kernel failed with {type(error).__name__}: {words[0]}; FACELAB_OPS=triton shows all of it"
+        choose(op, device, _failed[op])
+    return twin()
+
+
 def warn_once(message: str) -> None:
     """Warn with ``message`` the first time it is given in this process."""
     with _lock:
@@ -104,6 +140,7 @@ def warn_once(message: str) -> None:
 
 
 def forget_warnings() -> None:
-    """Let every warning be given again (tests)."""
+    """Let every warning be given again, and failed kernels be tried again (tests)."""
     with _lock:
         _warned.clear()
+        _failed.clear()

@@ -14,6 +14,7 @@ from torch import Tensor
 from cuda_ops import reference_filters as reference
 
 LANES = 128  # of one program
+VECTOR_BYTES = 8  # of the channels that a lane takes, channels-last
 MAX_LOADS = 192  # of one lane; larger filters take the plain loops
 MAX_TAPS = 64
 
@@ -152,8 +153,8 @@ def _channels_last(x: Tensor, f: Tensor | None, y: Tensor, ax: Axis, ay: Axis, f
 
 
 def vector(channels: int, itemsize: int, strides: Sequence[int]) -> int:
-    """How many channels a lane of the channels-last kernel takes: 8 bytes, less where sizes do not divide."""
-    v = max(1, 8 // itemsize)
+    """How many channels a lane of the channels-last kernel takes: VECTOR_BYTES, less where sizes do not divide."""
+    v = max(1, VECTOR_BYTES // itemsize)
     while v > 1 and any(size % v for size in (channels, *strides)):
         v //= 2
     return v

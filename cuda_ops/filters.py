@@ -18,8 +18,6 @@ from cuda_ops import dispatch
 from cuda_ops import reference_filters as reference
 from cuda_ops.reference_filters import Padding, Pair
 
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
 _library = torch.library.Library("facelab", "FRAGMENT")
 _library.define(
     "upfirdn2d(Tensor x, Tensor? f, int[] up, int[] down, SymInt[] padding, bool flip_filter, float gain) -> Tensor"
@@ -80,15 +78,20 @@ def _upfirdn2d(
     flip_filter: bool,
     gain: float,
 ) -> Tensor:
-    problem = None if x.dtype in DTYPES else f"the dtype is {x.dtype}, the kernels take {', '.join(map(str, DTYPES))}"
-    if x.numel() == 0 or dispatch.choose("upfirdn2d", x.device, problem, cpu_twin=True) == "reference":
+    arguments = (x, f, up, down, padding, flip_filter, gain)
+
+    def kernel() -> Tensor:
+        from cuda_ops import filter_launch
+
+        return filter_launch.upfirdn2d(*arguments)
+
+    def twin() -> Tensor:
         # cuDNN might round to TF32; the native depthwise convolution does not
         exact = torch.backends.cudnn.flags(enabled=False) if x.is_cuda else contextlib.nullcontext()
         with torch.autocast(x.device.type, enabled=False), exact:
-            return reference.upfirdn2d(x, f, up, down, padding, flip_filter, gain)
-    from cuda_ops import filter_launch
+            return reference.upfirdn2d(*arguments)
 
-    return filter_launch.upfirdn2d(x, f, up, down, padding, flip_filter, gain)
+    return twin() if x.numel() == 0 else dispatch.run("upfirdn2d", x.device, dispatch.dtype_problem(x), kernel, twin)
 
 
 @torch.library.register_fake("facelab::upfirdn2d", lib=_library)

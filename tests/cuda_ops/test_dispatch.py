@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from cuda_ops import dispatch
+from cuda_ops.__main__ import status
 
 CPU = torch.device("cpu")
 
@@ -62,9 +63,48 @@ def test_the_variable_is_read_at_use(monkeypatch: pytest.MonkeyPatch) -> None:
     assert dispatch.mode() == "auto"
 
 
+def test_the_twin_is_the_quiet_choice_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FACELAB_OPS", "auto")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert dispatch.choose("some_op", CPU, cpu_twin=True) == "reference"
+
+
+def test_a_kernel_that_fails_is_given_up_with_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def kernel() -> torch.Tensor:
+        calls.append(1)
+        raise OSError("no C compiler\nand more lines")
+
+    one = torch.ones(1)
+    monkeypatch.setattr(dispatch, "triton_problem", lambda device: None)
+    monkeypatch.setenv("FACELAB_OPS", "auto")
+    gpu = torch.device("cuda")
+    with pytest.warns(RuntimeWarning, match="some_op: .*OSError: no C compiler; FACELAB_OPS=triton") as given:
+        assert dispatch.run("some_op", gpu, None, kernel, lambda: one) is one
+        assert dispatch.run("some_op", gpu, None, kernel, lambda: one) is one
+    assert len(given) == 1 and len(calls) == 1
+    dispatch.forget_warnings()
+    monkeypatch.setenv("FACELAB_OPS", "triton")
+    with pytest.raises(OSError, match="no C compiler"):
+        dispatch.run("some_op", gpu, None, kernel, lambda: one)
+
+
+def test_status_says_what_runs_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("FACELAB_OPS", "auto")
+    lines = status()
+    assert lines[0] == "FACELAB_OPS=auto: plain torch, because torch sees no CUDA GPU"
+    assert any("filtered_lrelu" in line and "no kernel of its own" in line for line in lines)
+    monkeypatch.setenv("FACELAB_OPS", "reference")
+    assert "because FACELAB_OPS=reference asks for it" in status()[0]
+
+
 def test_importing_compiles_and_imports_nothing() -> None:
     code = (
         "import sys, cuda_ops.film_siren, cuda_ops.film_siren_backward, cuda_ops.grid_lookup;"
-        "sys.exit(any(m in sys.modules for m in ('cuda_ops.siren_kernels', 'cuda_ops.grid_kernels', 'facelab')))"
+        "sys.exit(any(m in sys.modules for m in ('cuda_ops.siren_kernels', 'cuda_ops.grid_kernels',"
+        "'cuda_ops.filter_kernels', 'cuda_ops.bias_act_kernels', 'facelab')))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Speed of upfirdn2d and bias_act: the kernels beside the plain twin, the compiled twin and a copy.
+
+    python tests/benchmarks/bench_ops.py [--out tests/benchmarks/results/ops_h200.json] [--only up2,bias_act] [--sweep]
+
+Needs a CUDA GPU and torch alone. 8 x 128 x 256 x 256, filter [1, 3, 3, 1], float32, float16 and bfloat16,
+contiguous and channels-last. Median and interquartile range by CUDA events after warm-up; TB/s count each
+input number read once and each result written once. Every result is compared with the twin in float64 first:
+one that is wrong is no result. ``--sweep`` tries the ways in which the kernels can share their work out and
+prints the fastest of each case.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import cuda_ops
+from cuda_ops import filter_launch, reference_activations, reference_filters
+from cuda_ops.__main__ import versions
+from cuda_ops.timing import milliseconds, terabytes_per_second
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+FILTERS: dict[str, dict[str, Any]] = {
+    "up2": {"up": 2, "padding": [2, 1, 2, 1], "gain": 4.0},
+    "down2": {"down": 2, "padding": [1, 1, 1, 1]},
+    "filter": {"padding": [2, 1, 2, 1]},
+}
+ACTIVATIONS: dict[str, dict[str, Any]] = {"bias_lrelu": {}, "bias_lrelu_clamp": {"clamp": 1.0}}
+GRADIENTS = ("up2_gradient", "bias_lrelu_clamp_gradient")
+Work = Callable[[Tensor], Tensor]
+
+
+def implementations(case: str, x: Tensor) -> tuple[dict[str, Work], float]:
+    """Name -> function of x; and the numbers read and written, as a multiple of those in x."""
+    f = cuda_ops.setup_filter([1, 3, 3, 1], device=x.device)
+    b = torch.linspace(-1, 1, x.shape[1], device=x.device).to(x.dtype)
+    if case in FILTERS:
+        options = FILTERS[case]
+        scale = {"up2": 5.0, "down2": 1.25, "filter": 2.0}[case]
+        twin: Work = lambda x: reference_filters.upfirdn2d(x, f, **options)
+        kernel: Work = lambda x: cuda_ops.upfirdn2d(x, f, **options)
+    elif case in ACTIVATIONS:
+        scale, options = 2.0, ACTIVATIONS[case]
+        twin = lambda x: reference_activations.bias_act(x, b.to(x.dtype), act="lrelu", **options)
+        kernel = lambda x: cuda_ops.bias_act(x, b, act="lrelu", **options)
+    elif case == "bias_lrelu_clamp_gradient":
+        scale = 3.0  # gradient and result in, gradient out
+        arguments = (None, 0, "lrelu", 0.2, 2**0.5, 1.0, True)
+        dy = x.flip(0)
+        twin = lambda x: reference_activations.bias_act_grad(dy[: len(x)].to(x.dtype), x, *arguments)
+        kernel = lambda x: torch.ops.facelab.bias_act_grad(dy[: len(x)], x, *arguments)
+    else:  # the gradient of up2 is a downsampling
+        scale, options = 1.25, {"down": 2, "padding": [1, 2, 1, 2], "flip_filter": True, "gain": 4.0}
+        twin = lambda x: reference_filters.upfirdn2d(x, f, **options)
+        kernel = lambda x: cuda_ops.upfirdn2d(x, f, **options)
+    return {"reference": twin, "compiled": torch.compile(twin, dynamic=False), "triton": kernel}, scale
+
+
+def error(work: Work, twin: Work, x: Tensor) -> float:
+    """Largest difference from the twin in float64, relative to its largest number, on a part of the batch."""
+    part = x[:1]
+    expected = twin(part.double())
+    return float((work(part).double() - expected).abs().max() / expected.abs().max())
+
+
+def inputs(batch: int) -> Iterator[tuple[torch.dtype, str, Tensor]]:
+    """Every dtype and layout."""
+    for dtype, (layout, memory_format) in itertools.product(DTYPES, LAYOUTS.items()):
+        r = torch.Generator("cuda").manual_seed(1)
+        x = torch.randn(batch, 128, 256, 256, device="cuda", generator=r)
+        yield dtype, layout, x.to(dtype).to(memory_format=memory_format)
+
+
+def measure(case: str, name: str, work: Work, twin: Work, x: Tensor, scale: float) -> dict[str, Any]:
+    """One row: time, spread, rate, error against the twin."""
+    row: dict[str, Any] = {"case": case, "implementation": name, "error": error(work, twin, x)}
+    if not row["error"] <= TOLERANCE[x.dtype]:
+        return {**row, "failed": "wrong result"}
+    median, spread = milliseconds(lambda: work(x))
+    rate = terabytes_per_second(int(x.numel() * scale), x.element_size(), median)
+    return {**row, "ms": round(median, 4), "ms_iqr": round(spread, 4), "tb_per_s": round(rate, 3)}
+
+
+def table(cases: list[str], batch: int) -> list[dict[str, Any]]:
+    """All rows, printed as they come."""
+    rows = []
+    for dtype, layout, x in inputs(batch):
+        other = torch.empty_like(x)
+        about = {"dtype": str(dtype)[6:], "layout": layout}
+        todo = [("copy", "copy", lambda x, o=other: o[: len(x)].copy_(x), lambda x: x, 2.0)]
+        for case in cases:
+            functions, scale = implementations(case, x)
+            todo += [(case, name, work, functions["reference"], scale) for name, work in functions.items()]
+        for case, name, work, twin, scale in todo:
+            try:
+                row = measure(case, name, work, twin, x, scale)
+            except torch.OutOfMemoryError:
+                row = {"case": case, "implementation": name, "failed": "out of GPU memory"}
+            rows.append({**about, **row})
+            print(json.dumps(rows[-1]), flush=True)
+        torch._dynamo.reset()
+    return rows
+
+
+def sweep(cases: list[str], batch: int) -> list[dict[str, Any]]:
+    """The fastest shapes of the kernels' work, for each filter case."""
+    from triton.runtime.errors import OutOfResources
+
+    best = []
+    original = filter_launch.columns_and_rows, filter_launch.LANES, filter_launch.VECTOR_BYTES
+    for dtype, layout, x in inputs(batch):
+        for case in [c for c in cases if c in FILTERS]:
+            functions, scale = implementations(case, x)
+            found = []
+            vectors = (4, 8, 16) if layout == "channels_last" else (8,)
+            for columns, rows, lanes, vector in itertools.product((1, 2, 4), (2, 4, 8, 16), (64, 128, 256), vectors):
+                filter_launch.columns_and_rows = lambda *_, c=columns, r=rows: (c, r)
+                filter_launch.LANES, filter_launch.VECTOR_BYTES = lanes, vector
+                try:
+                    median, _ = milliseconds(partial(functions["triton"], x), repeats=15, warmup=3)
+                except (RuntimeError, OutOfResources) as problem:
+                    print(f"{case} {columns} {rows} {lanes} {vector}: {type(problem).__name__}", file=sys.stderr)
+                    continue
+                rate = terabytes_per_second(int(x.numel() * scale), x.element_size(), median)
+                found.append(
+                    (round(rate, 3), {"columns": columns, "rows": rows, "lanes": lanes, "vector_bytes": vector})
+                )
+            filter_launch.columns_and_rows, filter_launch.LANES, filter_launch.VECTOR_BYTES = original
+            ordered = sorted(found, key=lambda pair: -pair[0])[:3]
+            best.append({"dtype": str(dtype)[6:], "layout": layout, "case": case, "best": ordered})
+            print(json.dumps(best[-1]), flush=True)
+    return best
+
+
+def main() -> None:
+    everything = [*FILTERS, *ACTIVATIONS, *GRADIENTS]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--only", help=f"parts of case names, comma-separated, of {', '.join(everything)}")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--sweep", action="store_true")
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("needs a CUDA GPU, none is visible")
+    os.environ["FACELAB_OPS"] = "triton"  # a kernel that cannot run is an error here
+    cases = [c for c in everything if not options.only or any(part in c for part in options.only.split(","))]
+    rows = (sweep if options.sweep else table)(cases, options.batch)
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        about = {
+            **versions(),
+            "shape": [options.batch, 128, 256, 256],
+            "filter": [1, 3, 3, 1],
+            "date": time.strftime("%F"),
+        }
+        part = options.out.with_name(options.out.name + ".part")
+        part.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+        os.replace(part, options.out)
+
+
+if __name__ == "__main__":
+    main()
