@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -82,6 +82,37 @@ def sample_planes(planes: Tensor, points: Tensor, axes: PlaneAxes = "xy_xz_zy") 
             yield F.grid_sample(plane, where, mode="bilinear", padding_mode="zeros", align_corners=False).squeeze(2)
 
 
+class _Softplus(torch.autograd.Function):
+    """softplus whose gradient comes from its output, which the next layer keeps anyway: a quarter less memory."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = F.softplus(x)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        return gradients[0] * -torch.expm1(-y)
+
+
+class _Colour(torch.autograd.Function):
+    """A sigmoid widened by ``RGB_MARGIN`` on both sides, whose gradient comes from its output."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = torch.sigmoid(x).mul_(1 + 2 * RGB_MARGIN).sub_(RGB_MARGIN)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        share = (y + RGB_MARGIN) / (1 + 2 * RGB_MARGIN)
+        return gradients[0] * (1 + 2 * RGB_MARGIN) * share * (1 - share)
+
+
 class OSGDecoder(nn.Module):
     """Plane features -> raw density and features: one hidden softplus layer (EG3D, section 4.2).
 
@@ -110,7 +141,7 @@ class OSGDecoder(nn.Module):
         """(N, inputs, P) plane features -> raw density (N, P, 1), features (N, P, C) in about [0, 1]."""
         hidden_weight, hidden_bias, output_weight, output_bias = self.effective()
         output = _affine(self._hidden(inputs, hidden_weight, hidden_bias), output_weight, output_bias)
-        return output[..., :1], torch.sigmoid(output[..., 1:]) * (1 + 2 * RGB_MARGIN) - RGB_MARGIN
+        return output[..., :1], _Colour.apply(output[..., 1:])
 
     def density(self, inputs: Tensor) -> Tensor:
         """(N, inputs, P) plane features -> raw density (N, P, 1)."""
@@ -119,7 +150,7 @@ class OSGDecoder(nn.Module):
 
     @staticmethod
     def _hidden(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return F.softplus(_affine(inputs.transpose(1, 2), weight, bias))
+        return _Softplus.apply(_affine(inputs.transpose(1, 2), weight, bias))
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator) -> None:

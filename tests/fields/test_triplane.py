@@ -76,6 +76,36 @@ def test_decoder_is_two_scaled_layers_with_a_softplus_between() -> None:
     torch.testing.assert_close(decoder.density(x), sigma)
 
 
+def test_decoder_gradients_of_first_and_second_order() -> None:
+    generator = torch.Generator().manual_seed(4)
+    decoder = OSGDecoder(3, hidden=4, features=3).double()
+    with torch.no_grad():
+        for p in decoder.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator, dtype=torch.float64))
+    x = (3 * torch.randn(2, 3, 4, generator=generator, dtype=torch.float64)).requires_grad_()
+    assert torch.autograd.gradcheck(decoder, (x,))
+    assert torch.autograd.gradgradcheck(decoder, (x,))
+
+
+def test_what_a_point_keeps_for_the_backward() -> None:
+    decoder = OSGDecoder(32)
+    decoder.reset_parameters(torch.Generator().manual_seed(5))
+    x = torch.randn(1, 32, 1000, requires_grad=True)
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes() // 4
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        sigma, features = decoder(x)
+        product = sigma * features  # keeps both
+    assert product.requires_grad
+    at_points = sum(numbers for numbers in kept.values() if numbers >= 30_000) / 1000
+    assert at_points == 32 + 64 + 33 + 32  # plane features, hidden layer, output (here for sigma), colour
+
+
 @pytest.mark.parametrize("aggregation", ["mean", "concat"])
 def test_field_reads_scene_units_and_its_density_agrees(aggregation: str) -> None:
     generator = torch.Generator().manual_seed(3)
