@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Data: files -> :class:`Batch`. Nothing here knows a generator.
 
-``CelebAMaskHQ`` and ``ImageFolder`` are data sets, ``ImageStream`` gives any of them a fixed
+``CelebAMaskHQ``, ``Eg3dDataset`` and ``ImageFolder`` are data sets, ``ImageStream`` gives any of them a fixed
 endless order, ``PrefetchStream`` reads ahead for the training loop, ``prepare`` makes data sets
 from official downloads.
 """
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from facelab.data.batch import Batch
     from facelab.data.celebamask_hq import CelebAMaskHQ
+    from facelab.data.eg3d_dataset import Eg3dDataset
     from facelab.data.image_folder import DatasetReport, ImageFolder, PictureSet
     from facelab.data.loader import ImageStream, PrefetchStream
     from facelab.data.samplers import ResumableSampler, rank_chunks
@@ -22,6 +23,7 @@ _HOMES = {
     "Batch": "batch",
     "CelebAMaskHQ": "celebamask_hq",
     "DatasetReport": "image_folder",
+    "Eg3dDataset": "eg3d_dataset",
     "ImageFolder": "image_folder",
     "ImageStream": "loader",
     "PictureSet": "image_folder",
@@ -33,6 +35,7 @@ __all__ = [
     "Batch",
     "CelebAMaskHQ",
     "DatasetReport",
+    "Eg3dDataset",
     "ImageFolder",
     "ImageStream",
     "PictureSet",

@@ -382,7 +382,7 @@ def _name(lines: list[str], which: Tensor, names: Sequence[str], what: str) -> N
     """Append one line that counts the pictures and names the first few."""
     found = torch.nonzero(which)[:, 0].tolist()
     if found:
-        some = ", ".join(names[i] for i in found[:3]) + (" ..." if len(found) > 3 else "")
+        some = ", ".join(str(names[int(i)]) for i in found[:3]) + (" ..." if len(found) > 3 else "")
         lines.append(f"{len(found)} of {len(names)}: {what}: {some}")
 
 

@@ -105,6 +105,9 @@ def eg3d(
     from facelab.data.eg3d_prepare import synthetic_items
 
     if src == SYNTHETIC:
+        _unused(
+            o | {"cameras": cameras}, "synthetic heads", ("cameras", "convention", "pixels", "no_labels", "center_crop")
+        )
         focal = _focal(o["focal"], o["fov"])
         options = {} if focal is None else {"focal": focal}
         if o["radius"]:
@@ -254,6 +257,8 @@ def _from_folder(src: Path, cameras: Path | None, masks: bool, limit: int | None
     from facelab.data.eg3d_recipes import dataset_items
 
     if src.suffix.lower() == ".zip":
+        fixed = ("cameras", "convention", "focal", "fov", "pixels", "radius")
+        _unused(o | {"cameras": cameras}, "a zip, which states its own cameras; unpack it to change them", fixed)
         return dataset_items(_open(src, labels=not o["no_labels"]))[:limit]
     if cameras is None and (src / "dataset.json").is_file():
         cameras = src / "dataset.json"
@@ -262,6 +267,13 @@ def _from_folder(src: Path, cameras: Path | None, masks: bool, limit: int | None
     if masks and not (src / "masks").is_dir() and not (src / "celebahq_mask_mask").is_dir():
         raise UserError(f"--masks: {src} has no masks/ beside images/; expected PNG files of the pictures' names")
     return items
+
+
+def _unused(options: dict[str, Any], what: str, names: tuple[str, ...]) -> None:
+    """UserError if an option was given that would have no effect."""
+    given = next((name for name in names if options[name]), None)
+    if given:
+        raise UserError(f"--{given.replace('_', '-')} has no effect on {what}; leave it out")
 
 
 def _focal(focal: float | None, fov: float | None) -> float | None:

@@ -203,6 +203,15 @@ def test_hostile_npy_is_refused_and_not_executed(tmp_path: Path) -> None:
     assert "cannot be read as a camera file" in run("eg3d", tmp_path / "src", tmp_path / "x.zip", "--quiet", status=2)
 
 
+def test_options_without_effect_are_refused(tmp_path: Path) -> None:
+    text = run("eg3d", "synthetic", tmp_path / "x", "--count", 1, "--convention", "opengl_c2w", status=2)
+    assert "--convention has no effect on synthetic heads" in text
+    write_items(tmp_path / "set.zip", synthetic_items(1, 16, 1))
+    assert "--radius has no effect" in run("eg3d", tmp_path / "set.zip", tmp_path / "x", "--radius", 1, status=2)
+    run("eg3d", tmp_path / "set.zip", tmp_path / "x", "--size", 8, "--quiet")
+    assert Eg3dDataset(tmp_path / "x").image_size == 8
+
+
 # ------------------------------------------------------------------ recipes
 
 

@@ -80,6 +80,15 @@ def test_adapter_names_its_inputs_where_names_do_not_tell(tmp_path) -> None:
     assert seen == [{"x0", "x1"}]
     with pytest.raises(harness.Mismatch, match="y: 1 of 1"):
         harness.run_case("m/c", harness.given("x*")(lambda meta, arrays: {"y": 8.0}), tmp_path)
+    np.savez(folder / "d.npz", table=np.array([[1.0, 2.0, 3.0]], np.float32))
+    (folder / "d.json").write_text("{}")
+
+    @harness.given(partly={"table": 2})
+    def adapter_of_columns(meta, arrays):
+        assert arrays["table"].shape == (1, 2)
+        return {"table": torch.cat([arrays["table"], arrays["table"].sum(1, keepdim=True)], 1)}
+
+    harness.run_case("m/d", adapter_of_columns, tmp_path)
     with pytest.raises(harness.Mismatch, match="no expected output"):
         harness.run_case("m/c", harness.given("*")(lambda meta, arrays: {}), tmp_path)
 
