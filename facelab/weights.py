@@ -24,6 +24,7 @@ from facelab import assets
 from facelab.assets import Asset
 from facelab.errors import UserError
 from facelab.files import atomic_path, describe_os_error
+from facelab.progress import progress_bar
 
 if TYPE_CHECKING:
     from facelab.checkpoints.recognise import Match
@@ -387,10 +388,13 @@ def _transfer(url: str, part: Path, asset: Asset, progress: bool) -> bool:
         length = answer.headers.get("Content-Length")
         total = have + int(length) if length and length.isdigit() else asset.size
         _remember_tag(part, url, answer.headers.get("ETag") or answer.headers.get("Last-Modified") or "")
-        with open(part, "ab" if have else "wb") as file, _bar(asset.name, total, have, progress) as advance:
+        bar = progress_bar(
+            total=total, initial=have, desc=asset.name, unit="B", unit_scale=True, unit_divisor=1024, show=progress
+        )
+        with open(part, "ab" if have else "wb") as file, bar:
             while chunk := answer.read(_CHUNK):
                 file.write(chunk)
-                advance(len(chunk))
+                bar.update(len(chunk))
     return total is None or part.stat().st_size >= total
 
 
@@ -412,17 +416,6 @@ def _problem(asset: Asset, path: Path) -> str | None:
     except UserError as error:
         return str(error)
     return None if found.matches else f"expected {asset.description}, got {found.text}"
-
-
-@contextlib.contextmanager
-def _bar(name: str, total: int | None, done: int, shown: bool) -> Iterator[Callable[[int], object]]:
-    if not shown:
-        yield lambda count: None
-        return
-    from tqdm import tqdm
-
-    with tqdm(total=total, initial=done, desc=name, unit="B", unit_scale=True, unit_divisor=1024) as bar:
-        yield bar.update
 
 
 def _note_of(part: Path) -> Path:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from facelab.cli.sight import real_set, sight_of, synthetic_heads, synthetic_labels
 from facelab.errors import UserError
+from facelab.progress import progress_bar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -369,9 +370,7 @@ class Bar:
         self._total, self._what = total, what
 
     def __enter__(self) -> Callable[[int], Any]:
-        from tqdm import tqdm
-
-        self._bar = tqdm(total=self._total, desc=self._what, unit="img", disable=None, leave=False)
+        self._bar = progress_bar(total=self._total, desc=self._what, unit="img", leave=False)
         return self._bar.update
 
     def __exit__(self, *_: object) -> None:

@@ -132,8 +132,6 @@ def render_video(
     """
     from contextlib import ExitStack
 
-    from tqdm import tqdm
-
     from facelab.api import mixed_codes
     from facelab.cameras.trajectories import keyframe_trajectory, read_keyframes
     from facelab.cameras.trajectories import trajectory as named_path
@@ -142,6 +140,7 @@ def render_video(
     from facelab.files import make_folder
     from facelab.inference.latent_files import read_codes, save_codes
     from facelab.inference.video import FrameFolder, open_video
+    from facelab.progress import progress_bar
 
     face = open_model(model, device, fill_color=fill_color)
     if latent_type in ("geo", "app") and latent_type not in face.generator.latent_spec:
@@ -166,7 +165,7 @@ def render_video(
         sinks = [stack.enter_context(open_video(target, fps))]
         if frames:
             sinks.append(stack.enter_context(FrameFolder(folder / f"frames_{latent_type}_{title}")))
-        bar = stack.enter_context(tqdm(total=len(pairs) * num_frames, unit="frame", disable=None))
+        bar = stack.enter_context(progress_bar(total=len(pairs) * num_frames, unit="frame"))
         for first, second in pairs:
             for i, codes in enumerate(mixed_codes(first, second, latent_type, path.t.tolist())):
                 picture = pictures.frame(face, codes, cameras[i], settings, names)

@@ -27,6 +27,7 @@ from facelab.data.eg3d_store import DESCRIPTION, MASK_FOLDERS, split_names
 from facelab.data.transforms import mirror as mirror_arrays
 from facelab.errors import UserError
 from facelab.files import atomic_path, make_folder
+from facelab.progress import progress_bar
 
 UNFINISHED = ".unfinished"  # stands in a folder until its dataset.json does
 
@@ -171,7 +172,8 @@ def write_items(
         return [(_png(v.image, compression), v.label, _mask_png(v), v.image.width) for v in versions]
 
     with SetWriter(target, masks) as writer:
-        for item, result in zip(items, _with_bar(_ordered(encode, items, workers), len(items), progress), strict=True):
+        encoded = progress_bar(_ordered(encode, items, workers), total=len(items), unit="img", show=progress)
+        for item, result in zip(items, encoded, strict=True):
             if isinstance(result, UserError):
                 report.left_out[item.name] = str(result)
                 continue
@@ -318,11 +320,6 @@ def _ordered(function: Callable[[Item], Any], items: Iterable[Item], workers: in
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-
-def _with_bar(results: Iterator[Any], total: int, progress: bool) -> Iterator[Any]:
-    from tqdm import tqdm
-
-    return iter(tqdm(results, total=total, unit="img", disable=not progress))
 
 
 def _png(image: Image.Image, compression: int) -> bytes:

@@ -32,6 +32,7 @@ from facelab.nn.pretrained.face_parsing import (
     bisenet_from_published,
     is_bisenet,
 )
+from facelab.progress import progress_bar
 
 FORMAT = "facelab-face-parser"
 SETTINGS, REPORT = "masks.json", "report.json"
@@ -325,9 +326,7 @@ def _claim(out: Path, settings: dict[str, object]) -> None:
 
 
 def _with_bar(done: Iterator[int], total: int, progress: bool) -> Iterator[int]:
-    from tqdm import tqdm
-
-    with tqdm(total=total, unit="picture", disable=not progress, smoothing=0.05) as bar:
+    with progress_bar(total=total, unit="picture", show=progress, smoothing=0.05) as bar:
         for count in done:
             yield count
             bar.update(count)

@@ -30,6 +30,7 @@ from facelab.data.classes import CLASSES, NUM_CLASSES, PAINT_ORDER, SOFGAN_TO_CE
 from facelab.data.transforms import resize_mask
 from facelab.errors import UserError
 from facelab.files import atomic_path, make_folder
+from facelab.progress import progress_bar
 
 IMAGES, MASKS = "celebahq_mask_img", "celebahq_mask_mask"
 OFFICIAL_IMAGES, OFFICIAL_PARTS = "CelebA-HQ-img", "CelebAMask-HQ-mask-anno"
@@ -259,7 +260,7 @@ def _run(jobs: list[Job], report: PrepareReport, target: Path, workers: int | No
     workers = _cpus() if workers is None else max(1, workers)
     try:
         with closing(_outcomes(jobs, workers)) as outcomes:
-            for outcome in _with_bar(outcomes, len(jobs), progress):
+            for outcome in progress_bar(outcomes, total=len(jobs), unit="pair", show=progress, smoothing=0.05):
                 report.add(outcome)
         report.finished = True
     except KeyboardInterrupt:
@@ -305,12 +306,6 @@ def _deaf_to_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _with_bar(outcomes: Iterator[Outcome], total: int, progress: bool) -> Iterator[Outcome]:
-    from tqdm import tqdm
-
-    yield from tqdm(outcomes, total=total, unit="pair", disable=not progress, smoothing=0.05)
 
 
 def _claim(target: Path, settings: dict[str, object]) -> None:

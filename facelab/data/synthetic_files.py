@@ -19,6 +19,7 @@ from facelab.data.labels import colorize
 from facelab.data.synthetic import SyntheticBatch, SyntheticHeads
 from facelab.errors import UserError, nearest
 from facelab.files import atomic_path, make_folder
+from facelab.progress import progress_bar
 
 IMAGE_FOLDER, MASK_FOLDER = "celebahq_mask_img", "celebahq_mask_mask"
 FORMATS = ("jpg", "png")
@@ -81,9 +82,7 @@ def write_dataset(
     threads = len(os.sched_getaffinity(0)) if workers == 1 else 1
     starts = range(0, count, CHUNK)
     jobs = [_Job(str(out), s, min(s + CHUNK, count), size, seed, picture_format, threads) for s in starts]
-    parts = []
-    for part in _with_progress(_run(jobs, workers), len(jobs), progress):
-        parts.append(part)
+    parts = list(progress_bar(_run(jobs, workers), total=len(jobs), unit="chunk", show=progress))
     truth = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     _write_truth(out, truth, size, seed, picture_format)
     return out
@@ -109,12 +108,6 @@ def _run(jobs: list[_Job], workers: int) -> Iterator[dict[str, np.ndarray]]:
 
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         yield from pool.map(_write_chunk, jobs)
-
-
-def _with_progress(parts: Iterator[dict[str, np.ndarray]], total: int, show: bool) -> Iterator[dict[str, np.ndarray]]:
-    from tqdm import tqdm
-
-    return iter(tqdm(parts, total=total, unit="chunk", disable=not show))
 
 
 def _write_chunk(job: _Job) -> dict[str, np.ndarray]:

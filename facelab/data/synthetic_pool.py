@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import sys
-
 import torch
 
 from facelab.cameras import Camera
 from facelab.data.batch import Batch
 from facelab.data.samplers import ResumableSampler
 from facelab.errors import UserError
+from facelab.progress import progress_bar
 
 CHUNK = 64
 
@@ -43,7 +42,6 @@ class SyntheticPool:
         fov: float,
         device: str | None = None,
     ) -> None:
-        from tqdm import tqdm
 
         from facelab.data.synthetic import SyntheticHeads
 
@@ -54,9 +52,7 @@ class SyntheticPool:
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         heads = SyntheticHeads(seed, size, device=device, fov=fov, yaw_std=yaw_std, pitch_std=pitch_std)
         images, labels, cameras = [], [], []
-        with tqdm(
-            total=count, unit="head", desc="drawing synthetic heads", disable=None, leave=False, file=sys.stderr
-        ) as bar:
+        with progress_bar(total=count, unit="head", desc="drawing synthetic heads", leave=False) as bar:
             for start in range(0, count, CHUNK):
                 batch = heads.batch(range(start, min(start + CHUNK, count))).as_batch()
                 assert batch.image is not None and batch.label_map is not None and batch.camera is not None

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import math
 import sys
-import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 
 from facelab.errors import UserError
 from facelab.files import atomic_path, describe_os_error
+from facelab.progress import progress_bar
 from facelab.training.config import LogConfig
 
 LOG_FILE = "log.jsonl"
@@ -55,13 +55,7 @@ class Logger:
         if config.wandb:
             self._wandb = _open_wandb(self.path.parent, config)
         if config.progress:
-            from tqdm import tqdm
-
-            tqdm.set_lock(threading.RLock())  # one process writes; tqdm's own lock would leave a semaphore behind
-            pause = 0.1 if sys.stderr.isatty() else 30.0  # seconds; a log file wants few lines
-            self._bar = tqdm(
-                total=total, initial=step, unit="step", dynamic_ncols=True, file=sys.stderr, mininterval=pause
-            )
+            self._bar = progress_bar(total=total, initial=step, unit="step")
 
     def say(self, text: str) -> None:
         """One line for the person at the terminal."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Generator, Iterable
+from collections.abc import Generator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
@@ -27,6 +27,7 @@ from facelab.data.preprocess.faces import FaceDetector
 from facelab.data.preprocess.head_points import read_standard_points
 from facelab.errors import UserError
 from facelab.files import atomic_path, make_folder
+from facelab.progress import progress_bar
 
 RECORDS, SETTINGS, LABELS, REPORT = "records", "prepare.json", "dataset.json", "report.json"
 
@@ -122,7 +123,7 @@ def prepare_photos(
     report = PhotosReport(kept=len(jobs) - len(open_jobs))
     try:
         with closing(_outcomes(open_jobs, target, settings, overlays, workers)) as done:
-            for _ in _with_bar(done, len(open_jobs), progress):
+            for _ in progress_bar(done, total=len(open_jobs), unit="photo", show=progress, smoothing=0.05):
                 pass
         report.finished = True
     except KeyboardInterrupt:
@@ -240,12 +241,6 @@ def _outcomes(
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _with_bar(records: Iterable[dict[str, Any]], total: int, progress: bool) -> Iterable[dict[str, Any]]:
-    from tqdm import tqdm
-
-    yield from tqdm(records, total=total, unit="photo", disable=not progress, smoothing=0.05)
 
 
 def _summarise(target: Path, names: list[str], report: PhotosReport) -> None:
