@@ -143,9 +143,10 @@ def check_set(dataset: Eg3dDataset, fast: bool = False, tick: Tick | None = None
     step = max(1, count // FAST_DECODES) if fast else 1
     chosen = list(range(0, count, step))
     report = SetReport(str(dataset.store.root), count)
+    another = dict(zip(chosen, [*chosen[1:], chosen[0]], strict=True))
 
     def look(index: int) -> _Seen:
-        seen = _examine(dataset, index, chosen)
+        seen = _examine(dataset, index, another[index])
         if tick is not None:
             tick(1)
         return seen
@@ -286,7 +287,8 @@ def common_point(cam2world: Tensor) -> tuple[float, float, float] | None:
 # ------------------------------------------------------------------ files and masks
 
 
-def _examine(dataset: Eg3dDataset, index: int, chosen: Sequence[int]) -> _Seen:
+def _examine(dataset: Eg3dDataset, index: int, neighbour: int) -> _Seen:
+    """Look at one picture; its mask is compared with that of ``neighbour``."""
     seen = _Seen()
     try:
         image = dataset.read_picture(index)
@@ -303,7 +305,6 @@ def _examine(dataset: Eg3dDataset, index: int, chosen: Sequence[int]) -> _Seen:
                 )
             seen.counts = np.bincount(mask.ravel(), minlength=NUM_CLASSES)
             seen.own = edge_ratio(image, mask)
-            neighbour = chosen[(chosen.index(index) + 1) % len(chosen)]
             if neighbour != index:
                 seen.other = edge_ratio(image, dataset.read_mask(neighbour))
     except UserError as error:

@@ -153,7 +153,8 @@ def eg3d_rebalance(src: Path, dst: Path, copies: Path | None, step: float, most:
     from facelab.data.eg3d_recipes import read_copies, rebalance, replicas_by_yaw
 
     dataset = _open(src)
-    assert dataset.labels is not None
+    if dataset.labels is None:
+        raise UserError(f"{src} has no camera labels, so there are no poses to rebalance; give it labels first")
     table = read_copies(copies) if copies else replicas_by_yaw(dataset.labels, step, most)
     click.echo("\n".join([f"{dst}: {line}" for line in rebalance(dataset, dst, table).lines()]))
 
@@ -225,9 +226,12 @@ def check_cameras_of(folder: Path, fast: bool, picture: Path | None, report_file
     from facelab.data.checking import check_set
     from facelab.data.checking_picture import draw_report
     from facelab.files import atomic_path
+    from facelab.progress import progress_bar
 
     dataset = _open(folder)
-    report = check_set(dataset, fast)
+    count = len(dataset.names)
+    with progress_bar(total=count, unit="img", desc="looking", leave=False, show=count > 500 and not fast) as bar:
+        report = check_set(dataset, fast, bar.update)
     click.echo("\n".join([f"{folder}: {report.lines()[0]}", *report.lines()[1:]]))
     if report_file is not None:
         with atomic_path(report_file) as temporary:
@@ -287,11 +291,14 @@ def _focal(focal: float | None, fov: float | None) -> float | None:
 def _open(path: Path, labels: bool = True) -> Any:
     """A set with its masks if it has one for every picture; without labels where it states none."""
     from facelab.data.eg3d_dataset import Eg3dDataset
-    from facelab.data.eg3d_store import open_store, split_names
+    from facelab.data.eg3d_store import open_store, read_description, split_names
 
-    names, partners = split_names(open_store(path).names())
+    store = open_store(path)
+    files = store.names()
+    names, partners = split_names(files)
     whole = bool(names) and len(partners) == len(names)
-    return Eg3dDataset(path, labels="required" if labels else "none", masks=whole, cache="none")
+    stated = (read_description(store, files) or {}).get("labels") is not None
+    return Eg3dDataset(path, labels="required" if labels and stated else "none", masks=whole, cache="none")
 
 
 def _write(dst: Path, items: list[Item], size: int | None, o: dict[str, Any], **options: Any) -> None:

@@ -21,6 +21,7 @@ from facelab.errors import UserError
 
 DESCRIPTION = "dataset.json"
 LABEL_WIDTH = 25
+LARGEST_FILE = 1 << 30  # bytes of one file in an archive, so that a hostile one cannot fill the memory
 MASK_FOLDERS = {"images": "masks", "celebahq_mask_img": "celebahq_mask_mask"}
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError, ValueError)
 
@@ -112,12 +113,19 @@ class ZipStore:
         for path in self.archives:
             members = [m.filename for m in self._open(path).infolist() if not m.is_dir()]
             found += [name if path == self.root else f"{path.name}/{name}" for name in members]
-        return sorted(found)
+        return sorted(set(found))  # of members written twice the last one counts
 
     def read(self, name: str) -> bytes:
         path, member = self._locate(name)
         try:
-            return self._open(path).read(member)
+            archive = self._open(path)
+            size = archive.getinfo(member).file_size
+            if size > LARGEST_FILE:
+                raise UserError(
+                    f"{path}/{member}: {size >> 20} MiB are no picture and no label file (limit {LARGEST_FILE >> 20}); "
+                    "remove it from the archive"
+                )
+            return archive.read(member)
         except KeyError as error:
             raise UserError(f"{path}: holds no file {member}; make the data set again") from error
         except _ZIP_ERRORS as error:

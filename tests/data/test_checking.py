@@ -182,6 +182,14 @@ def test_command_says_it_as_text_json_and_picture(folder: Path, tmp_path: Path) 
     assert result.exit_code == 2 and "got 'p.txt'" in result.output
 
 
+def test_set_without_labels_is_checked_for_the_rest(folder: Path) -> None:
+    (folder / "dataset.json").write_text('{"labels": null}')
+    result = CliRunner().invoke(main, ["check", str(folder)])
+    assert result.exit_code == 0 and "no camera labels" in result.output and "fit their own mask" in result.output
+    result = CliRunner().invoke(main, ["eg3d-rebalance", str(folder), str(folder.parent / "x")])
+    assert result.exit_code == 2 and "no poses to rebalance" in result.output
+
+
 @pytest.mark.shared
 def test_real_crops_have_the_oddities_that_their_readme_names(real_data: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(

@@ -196,6 +196,28 @@ def test_damaged_and_missing_files_are_named(folder: Path, tmp_path: Path) -> No
         dataset.items([0])
 
 
+def test_archives_with_repeated_or_monstrous_members(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    archive = zip_of(folder, tmp_path / "set.zip")
+    with zipfile.ZipFile(archive, "a") as content, pytest.warns(UserWarning, match="Duplicate"):
+        content.write(folder / "00001/img00000001.png", "00000/img00000000.png")
+    dataset = Eg3dDataset(archive)
+    assert len(dataset) == 5 and numbers_of(dataset)[0] == 0
+    assert (np.asarray(dataset.read_picture(0)) == smooth_picture(16, 16, 1)).all(), "the last one counts"
+    monkeypatch.setattr("facelab.data.eg3d_store.LARGEST_FILE", 10)
+    with pytest.raises(UserError, match="no picture and no label file"):
+        Eg3dDataset(archive)
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_cache_folder_gives_the_same_samples(folder: Path, tmp_path: Path, mirror: bool) -> None:
+    plain = Eg3dDataset(folder, 8, mirror=mirror, cache="none")
+    for _ in range(2):  # filled, then found again
+        cached = Eg3dDataset(folder, 8, mirror=mirror, cache=tmp_path / "cache")
+        assert torch.equal(cached.items(range(len(cached))).image, plain.items(range(len(plain))).image)  # type: ignore[arg-type]
+    with pytest.warns(UserWarning, match="without a cache folder"):
+        Eg3dDataset(zip_of(folder, tmp_path / "set.zip"), 8, cache=tmp_path / "cache")
+
+
 def test_other_things_that_are_no_data_set(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         Eg3dDataset(tmp_path / "nothing")
