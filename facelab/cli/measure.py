@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 OF_PICTURES = ("fid", "kid", "frechet_random", "kernel_random", "precision_recall", "precision_recall_random")
+BAR_DELAY = 2.0  # seconds before a bar is drawn: an error at once stays one line
 OCCLUSION = 0.02  # of the camera's distance, behind which a point counts as hidden
 READER_HEADS = 1024  # synthetic heads on which a pose reader is fitted where the model has none
 HELD_OUT = 1_000_000  # added to the training seed: heads that training has not seen
@@ -58,7 +59,7 @@ class Session:
         trained_on = model.config.data.path
         self.data = request.data or trained_on or SYNTHETIC
         self.on_synthetic = self.data == SYNTHETIC
-        self.sight = sight_of(model)
+        self.sight = sight_of(model.config)
         self.picture_size = self.sight.sized(request.image_size)
         if "depth" in request.metrics and not self.on_synthetic:
             raise UserError(
@@ -370,7 +371,7 @@ class Bar:
         self._total, self._what = total, what
 
     def __enter__(self) -> Callable[[int], Any]:
-        self._bar = progress_bar(total=self._total, desc=self._what, unit="img", leave=False)
+        self._bar = progress_bar(total=self._total, desc=self._what, unit="img", leave=False, delay=BAR_DELAY)
         return self._bar.update
 
     def __exit__(self, *_: object) -> None:

@@ -230,7 +230,7 @@ def check_cameras_of(folder: Path, fast: bool, picture: Path | None, report_file
 
     dataset = _open(folder)
     count = len(dataset.names)
-    with progress_bar(total=count, unit="img", desc="looking", leave=False, show=count > 500 and not fast) as bar:
+    with progress_bar(total=count, unit="img", desc="looking", leave=False, show=not fast, delay=2.0) as bar:
         report = check_set(dataset, fast, bar.update)
     click.echo("\n".join([f"{folder}: {report.lines()[0]}", *report.lines()[1:]]))
     if report_file is not None:
