@@ -47,11 +47,10 @@ class Sight:
         return self.picture_size
 
 
-def sight_of(model: Any) -> Sight:
-    """Read it off the model's configuration."""
+def sight_of(config: Any) -> Sight:
+    """Read it off a model's configuration."""
     from facelab.cameras.pose_sampling import PosePrior
 
-    config = model.config
     if hasattr(config, "camera"):
         c = config.camera
         return Sight(PosePrior(c.distribution, c.yaw_mean, c.yaw_std, c.pitch_mean, c.pitch_std), c.fov)
