@@ -18,6 +18,7 @@ OPS = {
     "bias_act": "Triton kernels, or torch",
     "film_siren_field": "Triton kernels (precision='fp16'), or torch",
     "grid_lookup": "Triton kernels, or torch",
+    "render_triplane": "Triton kernel without gradients, or torch",
     "conv2d_resample": "native convolutions and upfirdn2d",
     "modulated_conv2d": "native convolutions and upfirdn2d",
     "filtered_lrelu": "bias_act and upfirdn2d; no kernel of its own, no model here calls it",

@@ -110,7 +110,7 @@ def _curvature(x, ACT: tl.constexpr, ACC: tl.constexpr):
         return bend * (2.0 + x * (1.0 - 2.0 * s))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size", "column_blocks"])  # wide accesses need to know that total divides
 def bias_act(
     out, ref, dy, v, bias, alpha: tl.float64, gain: tl.float64, clamp: tl.float64,
     total: tl.int64, columns: tl.int64, size, column_blocks,

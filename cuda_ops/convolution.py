@@ -2,7 +2,8 @@
 """Convolutions with resampling and modulation (StyleGAN2, arXiv 1912.04958), and the filtered leaky ReLU of StyleGAN3.
 
 Compositions of native convolutions with :func:`cuda_ops.upfirdn2d` and :func:`cuda_ops.bias_act`, so every
-order of gradient that those have is there. They run in the dtype of ``x``.
+order of gradient that those have is there. They run in the dtype of ``x``; under autocast the native
+convolutions take autocast's dtype, and what follows them keeps it.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ def conv2d_resample(
     """
     if w.ndim != 4 or x.ndim != 4 or x.shape[1] != w.shape[1] * groups:
         raise ValueError(f"input {tuple(x.shape)} and weight {tuple(w.shape)} do not fit with groups={groups}")
-    reference.pair(up, "up"), reference.pair(down, "down")
+    for name, factor in (("up", up), ("down", down)):
+        reference.pair(factor, name)
     w = w.to(x.dtype)
     kh, kw = w.shape[2:]
     p = reference.pads(padding)

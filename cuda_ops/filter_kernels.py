@@ -80,7 +80,18 @@ def _store_joined(at, values, mask, K: tl.constexpr):
     tl.store(at, values, mask=mask[:, None])
 
 
-@triton.jit
+PLANAR_SIZES = (
+    "channels planes height width out_height out_width groups shift_x shift_y strips group_blocks "
+    "sxn sxc sxh syn syc syh"
+)
+LAST_SIZES = (
+    "channel_groups height width out_height out_width groups shift_x shift_y strips group_blocks channel_blocks "
+    "sxn sxh sxw syn syh syw"
+)
+ANY_SIZES = "total channels height width out_height out_width ux uy dx dy x0 y0 fw fh sxn sxc sxh sxw syn syc syh syw"
+
+
+@triton.jit(do_not_specialize=PLANAR_SIZES.split())  # one compilation for many sizes
 def fir_planar(
     x, f, y, gain: tl.float64,
     channels, planes, height, width, out_height, out_width, groups,
@@ -142,7 +153,7 @@ def fir_planar(
         at += syh
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LAST_SIZES.split())
 def fir_channels_last(
     x, f, y, gain: tl.float64,
     channel_groups, height, width, out_height, out_width, groups,
@@ -196,7 +207,7 @@ def fir_channels_last(
         at += syh * V
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ANY_SIZES.split())
 def fir_any(
     x, f, y, gain: tl.float64, total: tl.int64,
     channels, height, width, out_height, out_width, ux, uy, dx, dy, x0, y0, fw, fh,
