@@ -121,7 +121,12 @@ class FaceModel:
     @property
     def has_labels(self) -> bool:
         """Whether pictures come with a segmentation."""
-        return self.generator.config.field.label_layers > 0
+        return getattr(self.generator.config.field, "label_layers", 0) > 0
+
+    @property
+    def view(self) -> Any:
+        """Where this model's cameras stand: ``fov`` in degrees and ``cameras(pitch, yaw, fov)``."""
+        return self._method.view(self.config)
 
     @property
     def state(self) -> dict[str, Tensor]:
@@ -172,18 +177,15 @@ class FaceModel:
         return self.generator.map(self.latents(seed), truncation=truncation)
 
     def camera(self, pitch: float = 0.0, yaw: float = 0.0, fov: float | None = None) -> Camera:
-        """A camera on the unit sphere; pitch (up) and yaw in radians away from the frontal view, fov in degrees.
+        """A camera at the model's distance; pitch (up) and yaw in radians away from the frontal view, fov in degrees.
 
         >>> model = load("fenerf_synthetic_64")
         >>> [round(x, 2) for x in model.camera(yaw=0.3).angles[0].tolist()]
         [1.57, 1.87]
         """
-        c = self.config.camera
-        full = float(c.fov if fov is None else fov)
-        if not 0 < full < 180:
-            raise UserError(f"the field of view must lie within 0..180 degrees, got {full:g}")
-        base_pitch, base_yaw = torch.pi / 2, torch.pi / 2
-        return Camera.on_sphere(base_pitch - pitch, base_yaw + yaw, full).to(self.device)
+        if fov is not None and not 0 < fov < 180:
+            raise UserError(f"the field of view must lie within 0..180 degrees, got {fov:g}")
+        return self.view.cameras(torch.pi / 2 - pitch, torch.pi / 2 + yaw, fov).to(self.device)
 
     def settings(
         self, resolution: int | None = None, ray_step_multiplier: int = 2, lock_view: bool = False
@@ -275,7 +277,7 @@ class FaceModel:
         code: Codes | None = None,
         *,
         resolution: int = 256,
-        cube_size: float = 0.3,
+        cube_size: float | None = None,
         level: float = 10.0,
         truncation: float = 0.5,
         max_points: int = 100_000,
@@ -286,7 +288,7 @@ class FaceModel:
         Args:
             seed, code, truncation: which head.
             resolution: lattice points per side.
-            cube_size: side of the cube around the origin, scene units.
+            cube_size: side of the cube around the origin, scene units; default: what holds a head.
             level: raw density of the surface.
             max_points: field evaluations at a time.
             reference_lattice: the original's sheared lattice; default as configured.
@@ -306,13 +308,18 @@ class FaceModel:
         return extract_mesh(
             lambda p: at(p).sigma.reshape(-1),
             resolution,
-            cube_size,
+            self.head_cube if cube_size is None else cube_size,
             level,
             max_points,
             color=lambda p: at(p).rgb.reshape(-1, 3),
             reference=sheared,
             device=self.device,
         )
+
+    @property
+    def head_cube(self) -> float:
+        """Side of a cube around the origin that holds a head, scene units."""
+        return self._method.head_cube(self.config)
 
     def density(self, code: Codes) -> Callable[[Tensor], Tensor]:
         """The raw density of a head: (P, 3) points in scene units -> (P,)."""

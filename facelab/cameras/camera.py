@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+Angles = Tensor | float | Sequence[float]
+
 POLE_MARGIN = 1e-5  # radians kept between the pitch and the poles, pi-GAN
 
 
@@ -79,8 +81,8 @@ class Camera:
 
     @staticmethod
     def on_sphere(
-        pitch: Tensor | float | Sequence[float],
-        yaw: Tensor | float | Sequence[float],
+        pitch: Angles,
+        yaw: Angles,
         fov: Tensor | float,
         radius: float = 1.0,
     ) -> Camera:

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from facelab.cli.common import OneLineCommand, friendly
+from facelab.cli.sight import sight_of
 from facelab.errors import UserError
 
 MB = 1_000_000
@@ -139,13 +140,14 @@ def _training_facts(
     meta: Mapping[str, Any], staged: Any, step: int, timing: Mapping[str, Any] | None, hardware: str | None
 ) -> list[str]:
     config = staged.at(step, int(meta.get("images", 0)))
-    camera, data = config.camera, config.data
+    sight, data = sight_of(config), config.data
+    prior = sight.prior
     if data.path:
         recipe = "Data: pictures given by --data"
     else:
         recipe = (
             f"Data: {data.heads} synthetic heads of seed {config.train.seed} (facelab.data.synthetic), cameras with standard "
-            f"deviations of {camera.yaw_std} (yaw) and {camera.pitch_std} (pitch) radians, {camera.fov:g} degrees field of view, "
+            f"deviations of {prior.yaw_std} (yaw) and {prior.pitch_std} (pitch) radians, {sight.fov:g} degrees field of view, "
             "black background"
         )
     facts = [recipe, f"Steps: {step}; pictures seen: {meta.get('images', 'not stated')}"]
@@ -223,10 +225,13 @@ def _measured(metrics: Mapping[str, Any] | None) -> list[str]:
 
 
 def _limits(config: Any, metrics: Mapping[str, Any] | None) -> list[str]:
-    camera = config.camera
+    sight = sight_of(config)
+    prior = sight.prior
     limits = [
-        f"Trained at {config.render.resolution} px; larger pictures show the same detail with smoother edges.",
-        f"Views beyond about {2 * camera.yaw_std:.2f} radians of yaw or {2 * camera.pitch_std:.2f} of pitch from the mean pose "
+        f"Trained at {config.render.resolution} px; larger pictures show the same detail with smoother edges."
+        if sight.picture_size is None
+        else f"Pictures have {sight.picture_size} pixels a side, no other size.",
+        f"Views beyond about {2 * prior.yaw_std:.2f} radians of yaw or {2 * prior.pitch_std:.2f} of pitch from the mean pose "
         "(two standard deviations) were rarely seen in training.",
     ]
     if not config.data.path:

@@ -116,7 +116,10 @@ def quality_options(function: Command) -> Command:
     """Image size, samples per ray, view lock, chunk size."""
     for option in (
         click.option(
-            "--image-size", type=click.IntRange(1), default=None, help="Pixels per side. [default: as trained]"
+            "--image-size",
+            type=click.IntRange(1),
+            default=None,
+            help="Pixels per side of the volume rendering. [default: as trained]",
         ),
         click.option(
             "--ray-step-multiplier",

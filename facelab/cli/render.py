@@ -150,7 +150,7 @@ def render_video(
     if wanted is None and face.has_labels:
         wanted = ["image", "mask", "blend", "depth"]
     names, settings = pictures.available_layers(face, wanted, settings)
-    fov = face.config.camera.fov if fov is None else fov
+    fov = face.view.fov if fov is None else fov
     if Path(trajectory).suffix in (".yaml", ".yml", ".json"):
         path = keyframe_trajectory(read_keyframes(trajectory, fov), num_frames)
     else:
@@ -160,7 +160,7 @@ def render_video(
     pairs = list(zip(heads, heads[1:], strict=False)) or [(heads[0], heads[0])]
     folder = make_folder(out)
     target = folder / f"interp_{latent_type}_{title}.mp4"
-    cameras = path.camera().to(face.device)
+    cameras = face.view.cameras(path.pitch, path.yaw, path.fov).to(face.device)
     with ExitStack() as stack:
         sinks = [stack.enter_context(open_video(target, fps))]
         if frames:
@@ -195,7 +195,9 @@ def render_video(
 @click.option(
     "--voxel-resolution", type=click.IntRange(8), default=256, show_default=True, help="Lattice points per side."
 )
-@click.option("--cube-size", type=float, default=0.3, show_default=True, help="Side of the cube, scene units.")
+@click.option(
+    "--cube-size", type=float, default=None, help="Side of the cube, scene units. [default: what holds a head]"
+)
 @click.option("--level", type=float, default=10.0, show_default=True, help="Density of the surface.")
 @click.option(
     "--psi", "--truncation", "psi", type=float, default=0.5, show_default=True, help="1 = full variety, 0 = average."
@@ -224,6 +226,7 @@ def extract_mesh(
         if kind not in FORMATS:
             raise UserError(f"unknown format {kind!r}, expected some of {', '.join(FORMATS)}.{nearest(kind, FORMATS)}")
     face = open_model(model, device)
+    cube_size = face.head_cube if cube_size is None else cube_size
     folder = make_folder(out)
     heads = {"latents": read_codes(latents, face.generator)} if latents else {s: face.codes(s, psi) for s in seeds}
     for seed, codes in heads.items():

@@ -56,10 +56,9 @@ def sight_of(config: Any) -> Sight:
         return Sight(PosePrior(c.distribution, c.yaw_mean, c.yaw_std, c.pitch_mean, c.pitch_std), c.fov)
     d, v = config.data, config.view
     prior = PosePrior("gaussian", math.pi / 2, d.heads_yaw_std, math.pi / 2, d.heads_pitch_std)
-    fov = 2 * math.degrees(math.atan(0.5 / v.focal))
     size = config.model.resolution
     fixed = None if config.model.superresolution_kind is None else size
-    return Sight(prior, fov, v.radius, fixed, size, True)
+    return Sight(prior, v.fov, v.radius, fixed, size, True)
 
 
 def synthetic_heads(sight: Sight, seed: int, size: int, grid: str, device: Any) -> Any:

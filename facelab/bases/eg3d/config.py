@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from torch import Tensor
 
 from facelab.bases.eg3d import training_config as training
-from facelab.cameras import Camera
+from facelab.cameras.camera import Angles, Camera
 from facelab.cameras.orbit import focal_intrinsics, look_at
 from facelab.deviations import Deviation
 from facelab.errors import UserError, nearest
@@ -134,17 +135,21 @@ class ViewConfig:
     pivot: tuple[float, float, float] = (0.0, 0.0, 0.2)  # avg_camera_pivot: what the mean camera looks at
     focal: float = 4.2647  # over the image side
 
-    def camera(self, pitch: float = 0.0, yaw: float = 0.0, fov: float | None = None) -> Camera:
-        """A camera on the sphere that looks at the pivot; pitch (up) and yaw as in :meth:`Camera.on_sphere`, in radians
-        away from the frontal view.
+    @property
+    def fov(self) -> float:
+        """Full horizontal field of view in degrees."""
+        return 2 * math.degrees(math.atan(0.5 / self.focal))
+
+    def cameras(self, pitch: Angles, yaw: Angles, fov: Tensor | float | None = None) -> Camera:
+        """Cameras where :meth:`Camera.on_sphere` places them, looking at the pivot.
 
         ``fov`` is the full horizontal field of view in degrees, None = that of ``focal``.
         """
-        focal = self.focal if fov is None else 0.5 / math.tan(math.radians(fov) / 2)
-        sphere = Camera.on_sphere(math.pi / 2 - pitch, math.pi / 2 + yaw, 12.0, self.radius)
+        sphere = Camera.on_sphere(pitch, yaw, self.fov if fov is None else fov, self.radius)
         position = sphere.cam2world[:, :3, 3]
         cam2world = look_at(position, torch.tensor(self.pivot, dtype=position.dtype))
-        return Camera(cam2world, focal_intrinsics(focal), sphere.angles)
+        intrinsics = focal_intrinsics(self.focal, len(position)) if fov is None else sphere.intrinsics
+        return Camera(cam2world, intrinsics, sphere.angles)
 
 
 # differences from the defaults: rendering_kwargs of the original's --cfg

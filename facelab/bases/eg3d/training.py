@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from facelab.bases.eg3d.config import DEVIATIONS, Eg3dConfig, generator_config
+from facelab.bases.eg3d.config import DEVIATIONS, Eg3dConfig, ViewConfig, generator_config
 from facelab.bases.eg3d.data import DatasetPictures, HeadPictures, LabelTable, labelled_pictures
 from facelab.bases.eg3d.losses import DensityPoints, Sight, gradient_penalty, label_noise
 from facelab.bases.eg3d.model import TriPlaneGenerator, TriPlaneGeneratorConfig
@@ -98,6 +98,14 @@ class Eg3d:
         """Settings of a training render with a neural rendering of this side."""
         reference = config.reference.batch_depth
         return config.render.settings(config.model.box_side, resolution, training=True, reference=reference)
+
+    def view(self, config: Any) -> ViewConfig:
+        """Where the cameras of this configuration stand."""
+        return config.view
+
+    def head_cube(self, config: Any) -> float:
+        """Side of the cube around the origin that the planes cover, scene units."""
+        return config.model.box_side
 
     def inference_settings(
         self, config: Any, resolution: int | None = None, ray_step_multiplier: float = 1, lock_view: bool = False

@@ -5,11 +5,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from facelab.deviations import Deviation
 from facelab.training import config as training
 from facelab.training.config import CheckpointConfig, TrainConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from facelab.cameras.camera import Angles, Camera
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,12 @@ class CameraConfig:
     pitch_mean: float = math.pi / 2
     pitch_std: float = 0.155
     fov: float = 12.0
+
+    def cameras(self, pitch: Angles, yaw: Angles, fov: Tensor | float | None = None) -> Camera:
+        """Cameras as :meth:`Camera.on_sphere` places them; ``fov`` in degrees, None = the configured one."""
+        from facelab.cameras.camera import Camera
+
+        return Camera.on_sphere(pitch, yaw, self.fov if fov is None else fov)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from facelab.bases.pigan import convert
-from facelab.bases.pigan.config import DEVIATIONS, PiganConfig, RenderConfig
+from facelab.bases.pigan.config import DEVIATIONS, CameraConfig, PiganConfig, RenderConfig
 from facelab.bases.pigan.convert_discriminator import published_config
 from facelab.bases.pigan.model import LatentConfig, SirenGenerator, SirenGeneratorConfig
 from facelab.bases.pigan.variants import FENERF_VARIANTS, PIGAN_VARIANTS
@@ -29,6 +29,8 @@ from facelab.rendering.settings import RenderSettings
 from facelab.training.phases import Losses, Phase, PhaseContext
 from facelab.training.protocol import DataSource, EmaSpec, Models, OptimizerSpec, TrainStage
 from facelab.training.schedule import nerf_noise
+
+HEAD_CUBE = 0.3  # side of a cube that holds a head on the unit sphere of cameras, scene units
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,14 @@ class Pigan:
     def convert(self, original: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Original generator key names -> ours."""
         return convert.from_original(original)
+
+    def view(self, config: Any) -> CameraConfig:
+        """Where the cameras of this configuration stand."""
+        return config.camera
+
+    def head_cube(self, config: Any) -> float:
+        """Side of a cube around the origin that holds a head, scene units."""
+        return HEAD_CUBE
 
     def inference_settings(
         self, config: Any, resolution: int | None = None, ray_step_multiplier: int = 2, lock_view: bool = False

@@ -238,10 +238,14 @@ def test_original_arguments() -> None:
 
 def test_the_view_s_camera_turns_around_the_face() -> None:
     view = ViewConfig(pivot=(0.0, 0.0, 0.0))
-    torch.testing.assert_close(view.camera().cam2world[0, :3, 3], torch.tensor([0.0, 0.0, 2.7]), atol=1e-5, rtol=0)
-    assert view.camera(yaw=0.3).cam2world[0, 0, 3] < -0.5 and view.camera(pitch=0.3).cam2world[0, 1, 3] > 0.3
-    plain = Camera.on_sphere(math.pi / 2, math.pi / 2 + 0.3, 12.0, 2.7)
-    torch.testing.assert_close(view.camera(yaw=0.3, fov=12.0).label(), plain.label(), atol=1e-5, rtol=0)
+    level, front = math.pi / 2, math.pi / 2
+    torch.testing.assert_close(
+        view.cameras(level, front).cam2world[0, :3, 3], torch.tensor([0.0, 0.0, 2.7]), atol=1e-5, rtol=0
+    )
+    assert view.cameras(level, front + 0.3).cam2world[0, 0, 3] < -0.5
+    assert view.cameras(level - 0.3, front).cam2world[0, 1, 3] > 0.3
+    plain = Camera.on_sphere(level, front + 0.3, 12.0, 2.7)
+    torch.testing.assert_close(view.cameras(level, front + 0.3, 12.0).label(), plain.label(), atol=1e-5, rtol=0)
 
 
 def test_presets_and_bad_names() -> None:

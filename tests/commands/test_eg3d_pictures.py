@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures, videos and meshes of an EG3D model through the same commands as every other model."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import imageio.v3 as iio
+import pytest
+import torch
+
+import facelab
+from facelab.cli.train import train_command
+from facelab.errors import UserError
+from facelab.mesh.io import load_mesh
+from tests.commands.running import COMMANDS, DEBUG, invoke, succeed
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    COMMANDS.setdefault("train_eg3d", train_command("eg3d", "synthetic_128"))
+    out = tmp_path_factory.mktemp("eg3d") / "run"
+    succeed("train_eg3d", *DEBUG, "--max-steps", 1, "--out", out)
+    return out
+
+
+def test_the_interface_knows_its_cameras(run: Path) -> None:
+    model = facelab.load(run, device="cpu")
+    assert not model.has_labels and model.head_cube == model.config.model.box_side
+    view = model.config.view
+    side = model.camera(yaw=0.3)
+    assert float(side.cam2world[0, :3, 3].norm()) == pytest.approx(view.radius, abs=1e-5)
+    assert float(side.intrinsics[0, 0, 0]) == pytest.approx(view.focal, abs=1e-6)
+    target = torch.tensor(view.pivot) - side.cam2world[0, :3, 3]
+    assert torch.allclose(side.cam2world[0, :3, 2], target / target.norm(), atol=1e-5)
+    with pytest.raises(UserError, match="within 0..180"):
+        model.camera(fov=200)
+
+
+def test_pictures_of_all_layers(run: Path, tmp_path: Path) -> None:
+    succeed("render_images", run, "--seeds", "3", "--layers", "image,depth,normals", "--yaws", "-0.3,0.3", "--out",
+            tmp_path, "--save-latents", "--device", "cpu")  # fmt: skip
+    size = facelab.load(run, device="cpu").config.model.resolution
+    grid = iio.imread(tmp_path / "grid_3.png")
+    assert grid.shape[0] >= 3 * size and grid.shape[1] >= 2 * size and grid.std() > 1
+    succeed("render_images", run, "--latents", tmp_path / "codes_3.safetensors", "--layers", "image,depth,normals",
+            "--yaws", "-0.3,0.3", "--out", tmp_path / "again", "--device", "cpu")  # fmt: skip
+    assert (iio.imread(tmp_path / "again" / "grid_latents.png") == grid).all()
+    failed = invoke("render_images", run, "--layers", "mask", "--out", tmp_path, "--device", "cpu")
+    assert failed.exit_code == 2 and "no labels" in failed.stderr and failed.stderr.count("\n") == 1
+
+
+def test_a_video_stays_on_the_models_sphere(run: Path, tmp_path: Path) -> None:
+    succeed("render_video", run, "--seeds", "0,1", "--num-frames", "3", "--trajectory", "orbit", "--frames", "--out",
+            tmp_path, "--device", "cpu")  # fmt: skip
+    frames = sorted(next(tmp_path.glob("frames_*")).glob("*.png"))
+    assert len(frames) == 3 and (iio.imread(frames[0]) != iio.imread(frames[-1])).any()
+    view = facelab.load(run, device="cpu").view
+    around = view.cameras(torch.full((5,), math.pi / 2), torch.linspace(0, math.pi, 5), torch.full((5,), view.fov))
+    assert torch.allclose(around.cam2world[:, :3, 3].norm(dim=1), torch.tensor(view.radius))
+
+
+def test_a_mesh_fills_the_models_box(run: Path, tmp_path: Path) -> None:
+    model = facelab.load(run, device="cpu")
+    codes = model.codes(0, 0.5)
+    level = float(model.density(codes)(torch.rand(500, 3, generator=torch.Generator().manual_seed(0)) - 0.5).median())
+    succeed("extract_mesh", run, "--voxel-resolution", "24", "--level", level, "--out", tmp_path, "--device", "cpu")
+    mesh = load_mesh(tmp_path / "0.ply")
+    half = model.head_cube / 2
+    assert len(mesh.faces) > 100 and 0.4 * half < float(abs(mesh.vertices).max()) <= half + 1e-5
