@@ -62,7 +62,7 @@ ACTIVATIONS: dict[str, Activation] = {
         curved=False,
     ),
     "lrelu": Activation(
-        lambda x, alpha: torch.where(x > 0, x, x * alpha),
+        lambda x, alpha: F.leaky_relu(x, alpha),
         lambda x, alpha: torch.where(x > 0, 1.0, alpha).to(x.dtype),
         lambda x, alpha: torch.zeros_like(x),
         alpha=0.2,

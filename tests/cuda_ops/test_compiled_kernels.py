@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the compiler makes of the kernels for a GPU of compute capability 9.0; needs Triton, but no GPU.
+
+Memory-bound kernels must read and write wide, keep everything in registers, and take no detour through
+shared memory: all of that can be read off the machine code.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from cuda_ops import bias_act_kernels, dispatch, filter_launch, setup_filter
+
+triton = pytest.importorskip("triton")
+pytestmark = pytest.mark.skipif(dispatch.interpreted(), reason="the interpreter compiles nothing")
+TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64"}
+
+
+class Recorder:
+    """Stands for a kernel: compiles it for each launch, as the launch would, and keeps the result."""
+
+    def __init__(self, kernel: Any) -> None:
+        self.kernel, self.compiled = kernel, []
+
+    def __getitem__(self, grid: tuple[int]) -> Callable[..., None]:
+        return self._compile
+
+    def _compile(self, *positional: Any, num_warps: int, **named: Any) -> None:
+        from triton.backends.compiler import GPUTarget
+        from triton.compiler import ASTSource
+
+        values = {**dict(zip(self.kernel.arg_names, positional)), **named}
+        signature, constants, attributes = {}, {}, {}
+        for i, parameter in enumerate(self.kernel.params):
+            value, fixed = values[parameter.name], parameter.do_not_specialize
+            if parameter.is_constexpr or value is None or (type(value) is int and value == 1 and not fixed):
+                signature[parameter.name], constants[parameter.name] = "constexpr", value
+                continue
+            if isinstance(value, torch.Tensor):
+                signature[parameter.name] = "*" + TYPES[value.dtype]
+            else:
+                signature[parameter.name] = parameter.annotation_type or "i32"
+            if isinstance(value, torch.Tensor) or (type(value) is int and value % 16 == 0 and not fixed):
+                attributes[(i,)] = [["tt.divisibility", 16]]
+        source = ASTSource(self.kernel, signature, constants, attributes)
+        self.compiled.append(triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": num_warps}))
+
+
+def widths(ptx: str, what: str) -> set[int]:
+    """Bits of the widest accesses to global memory: of ``ld`` or ``st``."""
+    found = re.findall(rf"\b{what}\.global\S*?(?:\.v(\d))?\.[bfu](\d+)", ptx)
+    return {int(vector or 1) * int(bits) for vector, bits in found}
+
+
+@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
+@pytest.mark.parametrize("last", [False, True])
+def test_filters_keep_to_registers(monkeypatch: pytest.MonkeyPatch, last: bool) -> None:
+    from cuda_ops import filter_kernels
+
+    name = "fir_channels_last" if last else "fir_planar"
+    recorder = Recorder(getattr(filter_kernels, name))
+    monkeypatch.setattr(filter_kernels, name, recorder)
+    x = torch.empty(1, 16, 32, 32, dtype=torch.float16)
+    x = x.to(memory_format=torch.channels_last) if last else x
+    filter_launch.upfirdn2d(x, setup_filter([1, 3, 3, 1]), (2, 2), (1, 1), (2, 1, 2, 1), False, 4.0)
+    (compiled,) = recorder.compiled
+    assert compiled.metadata.shared == 0
+    assert ".local" not in compiled.asm["ptx"]
+    assert 64 in widths(compiled.asm["ptx"], "st")  # four columns, or four channels, at once
+    assert max(widths(compiled.asm["ptx"], "ld")) == (64 if last else 32)
+
+
+@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
+@pytest.mark.parametrize("order", [0, 1])
+def test_bias_act_reads_and_writes_16_bytes_a_lane(monkeypatch: pytest.MonkeyPatch, order: int) -> None:
+    recorder = Recorder(bias_act_kernels.bias_act)
+    monkeypatch.setattr(bias_act_kernels, "bias_act", recorder)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x, b = torch.empty(1, 16, 64, 64).to(memory_format=layout), torch.empty(16)
+        bias_act_kernels.launch(x, [x] * (order + 1), b, 1, "lrelu", 0.2, 1.4, 256.0, order, from_output=order == 1)
+    for compiled in recorder.compiled:
+        assert compiled.metadata.shared == 0
+        assert max(widths(compiled.asm["ptx"], "ld")) == max(widths(compiled.asm["ptx"], "st")) == 128
