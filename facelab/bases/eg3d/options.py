@@ -96,7 +96,8 @@ def original_flags(command: Callable[..., Any]) -> Callable[..., Any]:
         command = click.option(f"--{name}", type=POSITIVE, default=None, help=f"Both networks' {key}.")(command)
     for flag in reversed(FLAGS):
         text = f"{flag.help} [{flag.key}]"
-        command = click.option(f"--{flag.name}", flag.parameter, type=flag.kind, default=None, help=text)(command)
+        names = dict.fromkeys((f"--{flag.name}", f"--{flag.name.replace('_', '-')}"))  # theirs, and as ours are spelled
+        command = click.option(*names, flag.parameter, type=flag.kind, default=None, help=text)(command)
     return command
 
 
