@@ -165,6 +165,8 @@ def bias_act(
     y = (entry.function(_biased(x, b, dim), alpha) * gain).to(x.dtype)
     if clamp is None:
         return y
+    if not y.requires_grad:
+        return y.clamp(-clamp, clamp)
     bound = y.new_full((), clamp)
     return torch.where(_below(y, clamp), y, y.detach().clamp(-bound, bound))
 
