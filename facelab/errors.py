@@ -14,6 +14,10 @@ class UserError(Exception):
     """
 
 
+class Interrupted(UserError):
+    """Ctrl-C: what is done is kept and the same command goes on from there. Commands exit with status 130."""
+
+
 def nearest(name: str, candidates: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the closest candidate, or an empty string.
 

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """python scripts/prepare_photo.py PHOTO [--out DIR] [--face N] [--detector mtcnn|dlib] [--landmarks FILE]"""
 
-from facelab.data.preprocess.commands import prepare_photo_command
+from facelab.cli.photos import prepare_photo
 
 if __name__ == "__main__":
-    prepare_photo_command()
+    prepare_photo()

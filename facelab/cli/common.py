@@ -13,13 +13,21 @@ from typing import Any
 
 import click
 
-from facelab.errors import UserError
+from facelab.errors import Interrupted, UserError
 
 Command = Callable[..., Any]
 
 
 class OneLineCommand(click.Command):
     """A command that says what is wrong with its options in one line, like every other error."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.context_settings = {
+            "help_option_names": ["-h", "--help"],
+            "max_content_width": 100,
+            **self.context_settings,
+        }
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
         with one_line_usage():
@@ -65,7 +73,7 @@ def friendly(function: Command) -> Command:
             if message is None:
                 raise
             click.echo(f"error: {message}", err=True)
-            sys.exit(130 if isinstance(error, KeyboardInterrupt) else 2)
+            sys.exit(130 if isinstance(error, (KeyboardInterrupt, Interrupted)) else 2)
 
     return wrapped
 

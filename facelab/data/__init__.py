@@ -46,7 +46,7 @@ __all__ = [
 
 
 def __getattr__(name: str):
-    """Import on first use: the command line asks for ``facelab.data.commands`` without wanting torch."""
+    """Import on first use: modules of the command line ask for parts of this package without wanting torch."""
     if name in _HOMES:
         return getattr(importlib.import_module(f"facelab.data.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'facelab.data' has no attribute {name!r}")

@@ -321,7 +321,6 @@ def _ordered(function: Callable[[Item], Any], items: Iterable[Item], workers: in
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-
 def _png(image: Image.Image, compression: int) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "png", compress_level=compression)

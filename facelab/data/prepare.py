@@ -28,7 +28,7 @@ from PIL import Image
 from facelab.data import reading
 from facelab.data.classes import CLASSES, NUM_CLASSES, PAINT_ORDER, SOFGAN_TO_CELEBA
 from facelab.data.transforms import resize_mask
-from facelab.errors import UserError
+from facelab.errors import Interrupted, UserError
 from facelab.files import atomic_path, make_folder
 from facelab.progress import progress_bar
 
@@ -39,10 +39,6 @@ SCHEMES = ("celebamask", "sofgan")
 JPEG_QUALITY = 95
 _PART_FILE = re.compile(r"(\d+)_(\w+)\.png")
 _MASK_ENDING = re.compile(r"_(mask|seg|label)$")
-
-
-class Interrupted(UserError):
-    """Ctrl-C: what is done is kept and the same command goes on from there."""
 
 
 @dataclass(frozen=True)

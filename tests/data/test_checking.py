@@ -15,8 +15,8 @@ from click.testing import CliRunner
 from PIL import Image
 
 from facelab.cameras.camera import Camera
+from facelab.cli.prepare import prepare_data as main
 from facelab.data.checking import SetReport, check_cameras, check_set, common_point, guess_convention, pose_angles
-from facelab.data.commands import main
 from facelab.data.eg3d_dataset import Eg3dDataset
 from facelab.data.eg3d_labels import CONVENTIONS
 from facelab.data.eg3d_prepare import synthetic_items, write_items

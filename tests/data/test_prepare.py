@@ -16,9 +16,9 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from facelab.cli.prepare import prepare_data as main
 from facelab.data import CelebAMaskHQ, prepare
 from facelab.data.classes import CLASSES, PALETTE, SOFGAN_TO_CELEBA
-from facelab.data.commands import main
 from facelab.errors import UserError
 from tests.data.pictures import blocky_mask, smooth_picture
 
@@ -279,7 +279,7 @@ def test_check_reports_and_fails_on_damage(source, tmp_path):
 
 
 def test_help_is_quick_and_needs_no_torch():
-    code = "import sys, facelab.data.commands; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    code = "import sys, facelab.cli.prepare; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env=environment(), cwd=ROOT).returncode == 0
     start = time.monotonic()
     done = subprocess.run(command("--help"), env=environment(), capture_output=True, text=True)

@@ -14,8 +14,8 @@ from PIL import Image
 
 from facelab.cameras.camera import Camera
 from facelab.cameras.rays import make_rays
+from facelab.cli.heads import make_synthetic_heads as main
 from facelab.data.synthetic import SyntheticHeads, write_dataset
-from facelab.data.synthetic_command import main
 from facelab.data.synthetic_files import contact_sheet
 from facelab.data.synthetic_sampling import choose
 from facelab.errors import UserError

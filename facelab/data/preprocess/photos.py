@@ -20,12 +20,11 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from facelab.data import reading
-from facelab.data.prepare import Interrupted
 from facelab.data.preprocess.detectors import make_detector
 from facelab.data.preprocess.doctor import prepare_photo
 from facelab.data.preprocess.faces import FaceDetector
 from facelab.data.preprocess.head_points import read_standard_points
-from facelab.errors import UserError
+from facelab.errors import Interrupted, UserError
 from facelab.files import atomic_path, make_folder
 from facelab.progress import progress_bar
 

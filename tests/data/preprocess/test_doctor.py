@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image, ImageDraw
 
+from facelab.cli.photos import prepare_photo as prepare_photo_command
 from facelab.data.preprocess import FileLandmarks, Limits, prepare_photo
-from facelab.data.preprocess.commands import prepare_photo_command
 from facelab.data.preprocess.doctor import read_coefficients
 from facelab.data.preprocess.faces import Face
 from facelab.data.preprocess.labels import label_from_coefficients

@@ -10,13 +10,12 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from facelab.data.commands import main
+from facelab.cli.prepare import prepare_data as main
 from facelab.data.eg3d_dataset import Eg3dDataset
 from facelab.data.eg3d_labels import mirror_label
-from facelab.data.prepare import Interrupted
 from facelab.data.preprocess import photos as module
 from facelab.data.preprocess.photos import PhotoSettings, prepare_photos
-from facelab.errors import UserError
+from facelab.errors import Interrupted, UserError
 from tests.data.preprocess.conftest import ASTRONAUT
 
 
