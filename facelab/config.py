@@ -118,11 +118,14 @@ def load_config(schema: type[Schema], files: Sequence[Path | str] = (), override
 
 
 def load_staged(
-    schema: type[Schema], files: Sequence[Path | str] = (), overrides: Sequence[str] = ()
+    schema: type[Schema], files: Sequence[Path | str] = (), overrides: Sequence[str] = (), beneath: Sequence[str] = ()
 ) -> StagedConfig[Schema]:
-    """All stages, each merged into ``schema`` at once, so that a misspelt key of a late stage fails here."""
+    """All stages, each merged into ``schema`` at once, so that a misspelt key of a late stage fails here.
+
+    ``beneath`` are overrides that lose against what the files state.
+    """
     layers = [layer for file in files for layer in _read_chain(Path(file), ())]
-    return _build(schema, [*layers, *map(_parse_override, overrides)])
+    return _build(schema, [*map(_parse_override, beneath), *layers, *map(_parse_override, overrides)])
 
 
 def from_dict(

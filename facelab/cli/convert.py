@@ -24,6 +24,7 @@ class Source:
         weights: {"generator": ..., "ema": ..., "d_image": ...} in our names.
         meta: for export: configuration and origin.
         notes: what was found, for the user.
+        config: the whole configuration, as plain dicts; empty where the file says no more than ``model``.
     """
 
     method: str
@@ -31,6 +32,7 @@ class Source:
     weights: dict[str, dict]
     meta: dict[str, Any]
     notes: tuple[str, ...] = ()
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def open_any(path: str | Path, ema: str | Path | None = None) -> Source:
@@ -44,14 +46,17 @@ def open_any(path: str | Path, ema: str | Path | None = None) -> Source:
     """
     from facelab.api import locate
     from facelab.checkpoints.format import load_checkpoint
+    from facelab.config import to_dict
 
     found = locate(path)
     if found.is_dir() or found.suffix == ".safetensors":
         checkpoint = load_checkpoint(found, with_state=False)
-        model = dict(checkpoint.meta["config"]["model"])  # type: ignore[index]
-        return Source(str(checkpoint.meta["method"]), model, checkpoint.weights, checkpoint.meta)
+        config: dict[str, Any] = dict(checkpoint.meta["config"])  # type: ignore[call-overload]
+        meta = {**checkpoint.meta, "step": checkpoint.step}
+        return Source(str(meta["method"]), dict(config["model"]), checkpoint.weights, meta, config=config)
     original = read_foreign(found, ema=None if ema is None else Path(ema))
-    return Source(original.method, original.model, original.weights, original.meta, original.notes)
+    config = to_dict(original.config) if original.method == "eg3d" else {}
+    return Source(original.method, original.model, original.weights, original.meta, original.notes, config)
 
 
 def read_foreign(

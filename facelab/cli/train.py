@@ -116,6 +116,7 @@ def run(
     dry_run: bool = False,
 ) -> int:
     """Resolve and check everything, then start the processes. Returns the exit code."""
+    from facelab.cli.start import start_from
     from facelab.config import list_curricula as curricula
     from facelab.config import load_staged, resolve_curriculum, to_dict
     from facelab.deviations import active, describe, switched_back
@@ -134,17 +135,21 @@ def run(
     trainable = load_method(method)
     named = {"data.path": data, "train.max_steps": max_steps, "train.seed": seed}
     changes = [f"{key}={value}" for key, value in named.items() if value is not None]
-    inherited = model_overrides(init_from, method) if init_from else []
-    restored = switched_back(trainable.deviations) if reference else []
     path = resolve_curriculum(method, curriculum)
-    wanted = [*inherited, *restored, *changes, *overrides]
-    staged = load_staged(trainable.config_type, [path], wanted)
+    start = start_from(init_from, trainable, fresh_discriminators) if init_from else None
+    above, beneath = (start.above, start.beneath) if start else ([], [])
+    restored = switched_back(trainable.deviations) if reference else []
+    wanted = [*above, *restored, *changes, *overrides]
+    staged = load_staged(trainable.config_type, [path], wanted, beneath)
     if kimg is not None:
         steps = steps_of(kimg, staged, gpus or processes or 1)
-        staged = load_staged(trainable.config_type, [path], [*wanted, f"train.max_steps={steps}"])
+        staged = load_staged(trainable.config_type, [path], [*wanted, f"train.max_steps={steps}"], beneath)
     check(trainable, staged)
     deviations = active(trainable.deviations, staged.at(0).reference)
     if is_first_process():
+        if start and hasattr(trainable, "inherited"):
+            for line in start.describe(load_staged(trainable.config_type, [path]).at(0), staged.at(0)):
+                click.echo(line)
         for d in deviations:
             click.echo(f"deviates from the original: reference.{d.switch}: {d.what}")
     if dry_run:
@@ -217,19 +222,6 @@ def check(method: Any, staged: Any) -> None:
             )
             for note in report.notes:
                 click.echo(f"data: {note}")
-
-
-def model_overrides(path: Path, method: str) -> list[str]:
-    """The ``model`` section of the model to start from, as overrides, so that the weights fit."""
-    from facelab.cli.convert import open_any
-
-    source = open_any(path)
-    if source.method != method:
-        from facelab.errors import UserError
-
-        raise UserError(f"{path} is a {source.method} model, which cannot start a {method} run")
-    model = {key: value for key, value in source.model.items() if value is not None}
-    return [f"model.{key}={value}" for key, value in model.items()]
 
 
 def work(distributed: Distributed, job: Job) -> int:

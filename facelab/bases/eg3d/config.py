@@ -32,6 +32,7 @@ class ModelConfig:
     resolution: int = 512  # side of the picture, pixels
     superresolution: str = "auto"  # 2x, 4x, 8x, 8xdc, none, or auto: by the resolution
     superresolution_half: int = 4  # sr_num_fp16_res: above 0, its blocks in half precision and limited
+    superresolution_antialias: bool = True  # sr_antialias: low-pass before a larger rendering is made smaller
     superresolution_noise: Literal["none", "random", "const"] = "none"  # sr_noise_mode
     latent_dim: int = 512
     style_dim: int = 512
@@ -204,6 +205,7 @@ def generator_config(
         clamp=model.clamp,
         superresolution=model.superresolution_kind,
         superresolution_half=model.superresolution_half,
+        superresolution_antialias=model.superresolution_antialias,
         superresolution_noise=model.superresolution_noise,
         legacy_raw=legacy_raw,
         pose_conditioning=pose_conditioning,

@@ -223,6 +223,7 @@ def _model(where: str, a: TriPlaneGeneratorConfig, rendering: int) -> ModelConfi
             resolution=a.image_resolution(rendering),
             superresolution=a.superresolution or "none",
             superresolution_half=a.superresolution_half,
+            superresolution_antialias=a.superresolution_antialias,
             superresolution_noise=a.superresolution_noise,
             latent_dim=a.z_dim,
             style_dim=a.w_dim,

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from facelab.bases.eg3d.config import DEVIATIONS, Eg3dConfig, ViewConfig, generator_config
 from facelab.bases.eg3d.data import DatasetPictures, HeadPictures, LabelTable, labelled_pictures
+from facelab.bases.eg3d.inheritance import inherited
 from facelab.bases.eg3d.losses import DensityPoints, Sight, gradient_penalty, label_noise
 from facelab.bases.eg3d.model import TriPlaneGenerator, TriPlaneGeneratorConfig
 from facelab.bases.eg3d.schedules import blur_sigma, ema_schedule, neural_resolution, swap_probability
@@ -68,6 +69,7 @@ class Eg3d:
     config_type: type = Eg3dConfig
     deviations: list[Deviation] = DEVIATIONS
     running_averages = True  # the mapping network's average is part of the weights, also for fine-tuning
+    inherited = staticmethod(inherited)
 
     # ---------------------------------------------------------------- building
 
@@ -131,18 +133,21 @@ class Eg3d:
                 f"train.batch_chunk is {config.train.batch_chunk}, expected a multiple of discriminator.group_size "
                 f"{d.group_size}: a minibatch statistic needs whole groups; change one of them (group_size=1 always fits)"
             )
-        return StyleGan2DiscriminatorConfig(
-            resolution=config.model.resolution,
-            dual=d.dual,
-            label_dim=25 if d.conditioned else 0,
-            channel_base=d.channel_base,
-            channel_max=d.channel_max,
-            clamp=d.clamp,
-            half_blocks=d.half_blocks,
-            group_size=d.group_size,
-            grouping="strided" if config.reference.strided_groups else "contiguous",
-            freeze_layers=d.freeze_layers,
-        )
+        try:
+            return StyleGan2DiscriminatorConfig(
+                resolution=config.model.resolution,
+                dual=d.dual,
+                label_dim=25 if d.conditioned else 0,
+                channel_base=d.channel_base,
+                channel_max=d.channel_max,
+                clamp=d.clamp,
+                half_blocks=d.half_blocks,
+                group_size=d.group_size,
+                grouping="strided" if config.reference.strided_groups else "contiguous",
+                freeze_layers=d.freeze_layers,
+            )
+        except ValueError as error:
+            raise UserError(f"the discriminator of model.resolution {config.model.resolution}: {error}") from error
 
     def build(self, config: Any) -> Models:
         """Generator, discriminator and, where it is wanted, augmentation; initialised from the run's seed."""

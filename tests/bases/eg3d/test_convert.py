@@ -17,111 +17,35 @@ from click.testing import CliRunner
 from torch import Tensor
 
 from facelab.bases.eg3d.convert import Original, read_original
-from facelab.bases.eg3d.convert_discriminator import discriminator_to_original
 from facelab.bases.eg3d.model import TriPlaneGenerator
-from facelab.bases.eg3d.originals import LABEL_STD, generator_config_from_original, generator_to_original
+from facelab.bases.eg3d.originals import generator_config_from_original
 from facelab.bases.eg3d.training import METHOD
 from facelab.cameras.orbit import orbit_camera
 from facelab.checkpoints.format import load_checkpoint
 from facelab.cli.convert import Initialised, convert_checkpoint, open_any
 from facelab.config import from_dict
 from facelab.errors import UserError
-from facelab.nn.discriminators.stylegan2 import StyleGan2Discriminator, StyleGan2DiscriminatorConfig
-from tests.checkpoints.pickle_makers import TRAP, Call, dump, lay_traps, network_record, tensor_call
-
-OPTIONS = {
-    "clamp_mode": "softplus",
-    "superresolution_module": "training.superresolution.SuperresolutionHybrid2X",
-    "c_gen_conditioning_zero": False,
-    "gpc_reg_prob": 0.8,
-    "c_scale": 1.0,
-    "superresolution_noise_mode": "none",
-    "density_reg": 0.5,
-    "reg_type": "l1",
-    "depth_resolution": 5,
-    "depth_resolution_importance": 4,
-    "ray_start": 2.25,
-    "ray_end": 3.3,
-    "box_warp": 1.1,
-    "avg_camera_radius": 2.7,
-    "avg_camera_pivot": [0, 0, 0.2],
-}
-KWARGS = {
-    "z_dim": 6,
-    "c_dim": 25,
-    "w_dim": 8,
-    "img_resolution": 128,
-    "img_channels": 3,
-    "sr_num_fp16_res": 4,
-    "mapping_kwargs": {"num_layers": 3},
-    "rendering_kwargs": OPTIONS,
-    "sr_kwargs": {"channel_base": 256, "channel_max": 4, "fused_modconv_default": "inference_only"},
-    "channel_base": 256,
-    "channel_max": 4,
-    "num_fp16_res": 0,
-    "conv_clamp": None,
-    "fused_modconv_default": "inference_only",
-}
-D_KWARGS = {
-    "c_dim": 25, "img_resolution": 128, "img_channels": 3, "channel_base": 256, "channel_max": 4, "num_fp16_res": 4,
-    "conv_clamp": 256, "disc_c_noise": 0.5, "block_kwargs": {"freeze_layers": 2}, "mapping_kwargs": {},
-    "epilogue_kwargs": {"mbstd_group_size": 2},
-}  # fmt: skip
-
-
-def noisy(module: torch.nn.Module, seed: int) -> Any:
-    """Every parameter and stored buffer random, so that no two can be exchanged unseen."""
-    source = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for value in module.state_dict().values():
-            value.copy_(torch.randn(value.shape, generator=source))
-    return module
-
-
-def generator(seed: int, kwargs: dict[str, Any] = KWARGS) -> TriPlaneGenerator:
-    return noisy(TriPlaneGenerator(generator_config_from_original(kwargs, kwargs["rendering_kwargs"])), seed)
+from facelab.nn.discriminators.stylegan2 import StyleGan2Discriminator
+from tests.bases.eg3d.official_files import (
+    D_KWARGS,
+    KWARGS,
+    OPTIONS,
+    changed,
+    make_networks,
+    original_tensors,
+    pickle_of,
+)
+from tests.checkpoints.pickle_makers import TRAP, Call, dump, lay_traps, tensor_call
 
 
 @pytest.fixture(scope="module")
 def networks() -> dict[str, Any]:
-    """A generator, its average and a discriminator, in our classes."""
-    config = StyleGan2DiscriminatorConfig(resolution=128, channel_base=256, channel_max=4, group_size=2)
-    return {"G": generator(1), "G_ema": generator(2), "D": noisy(StyleGan2Discriminator(config), 3)}
+    return make_networks()
 
 
 @pytest.fixture(scope="module")
 def originals(networks: dict[str, Any]) -> dict[str, dict[str, Tensor]]:
-    """Their tensors under the original names."""
-    std = {LABEL_STD: torch.linspace(0, 1, 25)}
-    return {
-        "G": {**generator_to_original(networks["G"]), **std},
-        "G_ema": {**generator_to_original(networks["G_ema"]), **std},
-        "D": discriminator_to_original(networks["D"].state_dict()),
-    }
-
-
-def pickle_of(
-    originals: dict[str, dict[str, Tensor]],
-    kwargs: dict[str, Any] = KWARGS,
-    d_kwargs: dict[str, Any] = D_KWARGS,
-    names: tuple[str, ...] = ("G", "D", "G_ema"),
-    **attributes: Any,
-) -> bytes:
-    """A whole file."""
-    shown = {"neural_rendering_resolution": 16, "rendering_kwargs": kwargs["rendering_kwargs"], **attributes}
-    made: dict[str, object] = {"training_set_kwargs": {"path": "faces.zip", "resolution": 128}}
-    for name in names:
-        if name == "D":
-            made[name] = network_record("DualDiscriminator", originals[name], d_kwargs)
-        else:
-            made[name] = network_record("TriPlaneGenerator", originals[name], kwargs, **shown)
-    return dump({**made, "augment_pipe": network_record("AugmentPipe", {"p": torch.tensor(0.25)}, {"xflip": 1})})
-
-
-def changed(**options: Any) -> dict[str, Any]:
-    """KWARGS with other rendering options; None removes one."""
-    kept = {key: value for key, value in (OPTIONS | options).items() if value is not None}
-    return KWARGS | {"rendering_kwargs": kept}
+    return original_tensors(networks)
 
 
 @pytest.fixture
@@ -247,7 +171,7 @@ WRONG = {
     "another super-resolution": (changed(superresolution_module="x.SuperresolutionHybrid8XDC"), "makes 512 px"),
     "a super-resolution of one's own": (changed(superresolution_module="x.Mine"), "got 'x.Mine'"),
     "another activation": (changed(clamp_mode="relu"), "clamp_mode"),
-    "without antialias": (changed(sr_antialias=False), "superresolution_antialias is False"),
+    "a limit of rays that is text": (changed(ray_end="far"), "missing or unusual arguments"),
     "far before near": (changed(ray_start=3.3, ray_end=2.25), "missing or unusual arguments"),
     "a pivot of two numbers": (changed(avg_camera_pivot=[0, 0]), "unusual arguments|pivot"),
 }  # fmt: skip
@@ -320,15 +244,37 @@ def test_command(originals, networks, tmp_path: Path, method: str) -> None:
     assert open_any(target).model == open_any(tmp_path / "net.pkl").model
 
 
-def test_training_starts_from_an_official_file(originals, networks, tmp_path: Path) -> None:
-    """The averaged generator and the discriminator go into the models of a run with the file's configuration."""
+@pytest.mark.parametrize("keeps", [True, False])
+def test_training_starts_from_an_official_file(
+    originals, networks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keeps: bool
+) -> None:
+    """The averaged generator and the discriminator go into the models of a run with the file's configuration; the
+    average style code too, because EG3D says that training keeps it up to date."""
+    monkeypatch.setattr(type(METHOD), "running_averages", keeps)
     path = tmp_path / "net.pkl"
     path.write_bytes(pickle_of(originals))
     models = METHOD.build(read_original(path).config)
     Initialised(METHOD, path, fresh_discriminators=False).fill(models)
+    different = set()
     for name, source in {"generator": "G_ema", "discriminator": "D"}.items():
         loaded, expected = models[name].state_dict(), networks[source].state_dict()
-        assert all(torch.equal(loaded[key], value) for key, value in expected.items() if not key.endswith("w_avg"))
+        different |= {f"{name}.{key}" for key, value in expected.items() if not torch.equal(loaded[key], value)}
+    assert different == (set() if keeps else {"generator.backbone.mapping.w_avg"})
+
+
+def test_sampling_without_antialias(originals, networks, convert) -> None:
+    """``sr_antialias`` reaches the built network, whose pictures of a large rendering differ by it."""
+    pictures = {}
+    for antialias in (True, False):
+        config = convert(pickle_of(originals, changed(sr_antialias=antialias), names=("G_ema",))).config
+        assert config.model.superresolution_antialias is antialias
+        built = METHOD.build_generator(config).eval()
+        assert built.superresolution.antialias is antialias
+        built.load_state_dict(networks["G_ema"].state_dict())
+        features = torch.randn(1, 32, 96, 96, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            pictures[antialias] = built.enlarge(features, torch.ones(1, built.backbone.num_ws, 8))[0]
+    assert pictures[True].shape == (1, 3, 128, 128) and not torch.allclose(pictures[True], pictures[False])
 
 
 def test_command_without_averages_and_with_wrong_options(originals, tmp_path: Path) -> None:
