@@ -197,6 +197,8 @@ def test_a_fine_tuned_run_trains_and_resumes(official: Path, tuned: Path, tmp_pa
     options = ("--init-from", official, *SMALL)
     train(run, *options, method="eg3d")
     trained = load_checkpoint(train(run, *options, "--resume", "auto", "--max-steps", 2, method="eg3d"))
+    config, _ = resolved(curriculum=str(run / "config.yaml"))
+    assert from_dict(Eg3dConfig, trained.meta["config"]).at(0) == config, "the run can go on without the file, too"
     still = load_checkpoint(tuned).weights["generator"]
     key = "field_net.decoder.hidden_weight"
     assert trained.step == 2 and not torch.equal(trained.weights["generator"][key], still[key])
