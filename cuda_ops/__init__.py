@@ -9,8 +9,9 @@ which one runs, ``python -m cuda_ops`` prints it.
 from cuda_ops.activation import bias_act
 from cuda_ops.convolution import conv2d_resample, filtered_lrelu, modulated_conv2d
 from cuda_ops.filters import downsample2d, filter2d, upfirdn2d, upsample2d
+from cuda_ops.grid_sample import grid_sample_2d
 from cuda_ops.reference_activations import ACTIVATIONS, activation_gain
-from cuda_ops.reference_filters import fma, grid_sample_2d, setup_filter
+from cuda_ops.reference_filters import fma, setup_filter
 
 __all__ = [
     "setup_filter",

@@ -22,7 +22,7 @@ OPS = {
     "conv2d_resample": "native convolutions and upfirdn2d",
     "modulated_conv2d": "native convolutions and upfirdn2d",
     "filtered_lrelu": "bias_act and upfirdn2d; no kernel of its own, no model here calls it",
-    "grid_sample_2d": "torch",
+    "grid_sample_2d": "torch, with its own second order",
     "fma": "torch",
 }
 

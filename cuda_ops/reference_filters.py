@@ -231,13 +231,3 @@ def downsample2d_padding(f: Tensor | None, down: tuple[int, int], padding: Paddi
 def fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     """a * b + c with broadcasting."""
     return torch.addcmul(c, a, b)
-
-
-def grid_sample_2d(x: Tensor, grid: Tensor) -> Tensor:
-    """Bilinear reads of x (N, C, H, W) at grid (N, h, w, 2) in [-1, 1] -> (N, C, h, w).
-
-    Zeros outside, corners not aligned (-1 is the outer edge of the first pixel). First and second order
-    gradients, of ``x`` and of ``grid``; under autocast it runs in the dtype of its inputs.
-    """
-    with torch.autocast(x.device.type, enabled=False):
-        return F.grid_sample(x, grid.to(x.dtype), mode="bilinear", padding_mode="zeros", align_corners=False)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cuda_ops import downsample2d, setup_filter, upsample2d
+from cuda_ops import downsample2d, grid_sample_2d, setup_filter, upsample2d
 from facelab.draws import Draws
 
 SYM6 = (
@@ -247,7 +247,7 @@ class AugmentPipe(nn.Module):
         inner = scale2d(2 / images.shape[3] * one, 2 / images.shape[2] * one)
         m = inner @ m @ scale2d(wide / 2 * one, high / 2 * one)
         grid = F.affine_grid(m[:, :2], [len(images), channels, high, wide], align_corners=False)
-        images = F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        images = grid_sample_2d(images, grid)
         return downsample2d(images, self.geometry_filter, down=2, padding=-2 * half, flip_filter=True)
 
     def _colour(self, numbers: Numbers, count: int, channels: int) -> Tensor:

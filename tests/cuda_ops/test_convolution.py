@@ -88,5 +88,12 @@ def test_grid_sample_has_two_orders(device: torch.device) -> None:
     )
     assert torch.autograd.gradcheck(cuda_ops.grid_sample_2d, (x, grid), nondet_tol=1e-12)
     assert torch.autograd.gradgradcheck(cuda_ops.grid_sample_2d, (x, grid), nondet_tol=1e-12)
+    of_x = lambda x: cuda_ops.grid_sample_2d(x, grid.detach())
+    assert torch.autograd.gradcheck(of_x, (x,), nondet_tol=1e-12)
+    assert torch.autograd.gradgradcheck(of_x, (x,), nondet_tol=1e-12)
+    wide = (1.3 * normal(1, 40, 3, 2, seed=3)).to(device)  # also outside
+    torch.testing.assert_close(
+        cuda_ops.grid_sample_2d(x, wide.requires_grad_()), cuda_ops.grid_sample_2d(x, wide.detach())
+    )
     between = torch.tensor([[[[-0.8, -0.5]]]], dtype=torch.float64, device=device)  # column 0, row 0.5
     torch.testing.assert_close(cuda_ops.grid_sample_2d(x, between)[..., 0, 0], x[:, :, :2, 0].mean(2))
