@@ -124,6 +124,16 @@ class FaceModel:
         return getattr(self.generator.config.field, "label_layers", 0) > 0
 
     @property
+    def has_raw(self) -> bool:
+        """Whether a network enlarges the rendering, so that there is a raw picture beside the final one."""
+        return getattr(self.config.model, "superresolution_kind", None) is not None
+
+    @property
+    def depth_range(self) -> tuple[float, float]:
+        """Distances from the camera between which a head lies, scene units: the colours of depth pictures."""
+        return self._method.depth_range(self.config)
+
+    @property
     def view(self) -> Any:
         """Where this model's cameras stand: ``fov`` in degrees and ``cameras(pitch, yaw, fov)``."""
         return self._method.view(self.config)
@@ -149,32 +159,41 @@ class FaceModel:
         return FaceModel(self._method, self.generator, config, self.meta, self.path)
 
     def latents(self, seed: int | Iterable[int]) -> dict[str, Tensor]:
-        """Latent codes of one or more seeds, the same on every device.
+        """Latent codes of one or more seeds, the same on every device and those of the original program.
 
-        Each seed draws its codes one after the other (FENeRF: geometry, then appearance) from a CPU
-        generator, as ``torch.manual_seed(seed); torch.randn(1, 256)`` does.
+        pi-GAN and FENeRF draw the codes of a seed one after the other (geometry, then appearance) as
+        ``torch.manual_seed(seed); torch.randn(1, 256)`` does, EG3D as
+        ``numpy.random.RandomState(seed).randn(1, 512)`` does. UserError for a seed that cannot be one.
 
         >>> model = load("fenerf_synthetic_64")
         >>> {name: tuple(code.shape) for name, code in model.latents([0, 7]).items()}
         {'geo': (2, 128), 'app': (2, 128)}
         """
         seeds = [seed] if isinstance(seed, int) else list(seed)
-        rows: dict[str, list[Tensor]] = {name: [] for name in self.generator.latent_spec}
-        for one in seeds:
-            source = torch.Generator().manual_seed(one)
-            for name, shape in self.generator.latent_spec.items():
-                rows[name].append(torch.randn(1, *shape, generator=source))
-        return {name: torch.cat(parts).to(self.device) for name, parts in rows.items()}
+        rows = [self._method.seed_latents(self.generator.latent_spec, one) for one in seeds]
+        return {name: torch.cat([row[name] for row in rows]).to(self.device) for name in self.generator.latent_spec}
 
     @torch.no_grad()
-    def codes(self, seed: int | Iterable[int] = 0, truncation: float = 0.7) -> Codes:
+    def codes(self, seed: int | Iterable[int] = 0, truncation: float = 0.7, cutoff: int | None = None) -> Codes:
         """Mapped codes of seeds; ``truncation`` 1 is the full variety, 0 the average head.
+
+        ``cutoff``: only the first so many layers are truncated (EG3D, by default 14 as in the original's
+        programs). A model that is told a camera (EG3D) is told the one in front of the face.
+
+        Raises:
+            UserError: a cutoff for a model that has one code for all layers.
 
         >>> model = load("fenerf_synthetic_64")
         >>> {name: tuple(code.shape) for name, code in model.codes(seed=3).values.items()}
         {'geo': (1, 2, 1024), 'app': (1, 2, 384)}
         """
-        return self.generator.map(self.latents(seed), truncation=truncation)
+        layers = self._method.truncated_layers
+        if layers is None:
+            if cutoff is not None:
+                raise UserError(f"a {self.method} model has one code for all layers, so it takes no truncation cutoff")
+            return self.generator.map(self.latents(seed), truncation=truncation)
+        layers = layers if cutoff is None else cutoff
+        return self.generator.map(self.latents(seed), truncation=truncation, cutoff=layers)
 
     def camera(self, pitch: float = 0.0, yaw: float = 0.0, fov: float | None = None) -> Camera:
         """A camera at the model's distance; pitch (up) and yaw in radians away from the frontal view, fov in degrees.
@@ -354,6 +373,6 @@ class FaceModel:
 
 def mixed_codes(first: Codes, second: Codes, kind: str, t: Sequence[float]) -> list[Codes]:
     """Codes along an interpolation: ``geo``, ``app``, ``both`` or ``non`` (see inference.interpolation)."""
-    from facelab.inference.interpolation import mix_factors
+    from facelab.inference.interpolation import straight_codes
 
-    return [first.mix(second, mix_factors(kind, value, list(first.values))) for value in t]
+    return list(straight_codes([first, second], kind, t))

@@ -132,6 +132,12 @@ def sample_latents(spec: Mapping[str, tuple[int, ...]], draws: Draws, count: int
     return {name: draws.normal(name, (count, *shape)).to(device) for name, shape in spec.items()}
 
 
+def seed_latents(spec: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, Tensor]:
+    """Latents (1, ...) of a seed, one code after the other as ``torch.manual_seed(seed); torch.randn(1, ...)`` draws."""
+    source = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(1, *shape, generator=source) for name, shape in spec.items()}
+
+
 def fill_output(output: GeneratorOutput, color: FillColor = "black", reference: bool = False) -> GeneratorOutput:
     """:func:`fill_background` for a picture, whose values lie in [-1, 1]."""
     semantics = None if output.semantics is None else output.semantics / 2 + 0.5

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Camera paths for videos: the curves of pi-GAN and FENeRF, and keyframes from a file.
+"""Camera paths for videos: the curves of pi-GAN, FENeRF and EG3D, and keyframes from a file.
 
 A path gives for each frame a mix factor (between two codes), pitch, yaw and field of view.
 Pitch and yaw are radians as in :meth:`Camera.on_sphere` (pi/2 is level, pi/2 is frontal), the
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from facelab.cameras.camera import Camera
+from facelab.cameras.orbit import polar_angle
 from facelab.errors import UserError, nearest
 from facelab.yaml_files import YAML_ERRORS, parse_yaml
 
@@ -71,6 +72,7 @@ class _Curve:
     end: float = 1.0
     zoom: Callable[[Tensor], Tensor] | None = None  # degrees added to the fov, per unit of ZOOM_DEGREES
     zooms_by_default: bool = False
+    loops: bool = False  # the frame after the last would be the first
 
 
 def _constant(value: float) -> Callable[[Tensor], Tensor]:
@@ -83,6 +85,10 @@ def _wave(function: Callable[[Tensor], Tensor], amplitude: float, centre: float)
 
 def _line(slope: float, start: float) -> Callable[[Tensor], Tensor]:
     return lambda u: slope * u + start
+
+
+def _eg3d_pitch(u: Tensor) -> Tensor:
+    return polar_angle(LEVEL - 0.05 + 0.25 * torch.cos(2 * math.pi * u))
 
 
 _ELLIPSE_PITCH = _wave(torch.cos, 0.2, LEVEL)
@@ -101,6 +107,7 @@ _CURVES: Mapping[str, _Curve] = {
         _constant(LEVEL), _constant(FRONTAL), zoom=lambda u: torch.sin(2 * math.pi * u), zooms_by_default=True
     ),
     "non_rotation": _Curve(_constant(LEVEL), _constant(FRONTAL)),
+    "eg3d": _Curve(_eg3d_pitch, _wave(torch.sin, -0.35, FRONTAL), loops=True),
 }
 
 NAMES: tuple[str, ...] = tuple(_CURVES)
@@ -113,7 +120,8 @@ def trajectory(name: str, frames: int, fov: float = 12.0, *, zoom: bool = False,
     and down), ``orbit`` a half circle (FENeRF), ``orbit_raised`` and ``orbit_nodding`` full circles
     from 45 degrees above (pi-GAN's two videos), ``rotation_horizontal`` 0.5 rad to either side,
     ``rotation_linear`` 0.4 rad, ``zoom`` a fixed pose with a breathing field of view,
-    ``non_rotation`` a fixed pose.
+    ``non_rotation`` a fixed pose. ``eg3d`` is the ellipse of EG3D's videos: 0.35 rad sideways, from about
+    0.19 rad above to 0.13 rad below, closed without a repeated frame.
 
     Args:
         name: one of :data:`NAMES`.
@@ -136,7 +144,10 @@ def trajectory(name: str, frames: int, fov: float = 12.0, *, zoom: bool = False,
     if zoom and curve.zoom is None:
         zooming = [key for key, value in _CURVES.items() if value.zoom is not None]
         raise UserError(f"trajectory {name!r} has no zoom, expected one of {', '.join(zooming)}; leave the zoom off")
-    u = torch.linspace(curve.start, curve.end, frames, dtype=torch.float64)
+    ends = (curve.start, curve.end)
+    if curve.loops:
+        ends = (curve.start, curve.end - (curve.end - curve.start) / frames)
+    u = torch.linspace(*ends, frames, dtype=torch.float64)
     fovs = torch.full_like(u, float(fov))
     if curve.zoom is not None and (zoom or reference or curve.zooms_by_default):
         fovs = fovs + ZOOM_DEGREES * curve.zoom(u)

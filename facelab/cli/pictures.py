@@ -8,14 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from facelab.cameras import Camera
 from facelab.errors import UserError, nearest
-from facelab.generator import Codes, GeneratorOutput
+from facelab.generator import Codes, GeneratorOutput, Scene
 from facelab.inference import pictures as pic
 
 VIEW_YAWS = (-0.5, -0.25, 0.0, 0.25, 0.5)  # radians, the originals' five views
-LAYERS = ("image", "mask", "blend", "depth", "normals")
+LAYERS = ("image", "raw", "mask", "blend", "depth", "normals")
 
 
 def parse_layers(text: str) -> list[str]:
@@ -29,6 +30,24 @@ def parse_layers(text: str) -> list[str]:
     return names
 
 
+def parse_views(yaws: str, pitches: str = "0") -> list[tuple[float, float]]:
+    """``"-0.5,0,0.5"`` and one pitch for all or one for each -> (pitch, yaw) of each view, radians.
+
+    Raises:
+        UserError: what is not numbers, or another number of pitches.
+    """
+    numbers = {}
+    for name, text in (("yaws", yaws), ("pitches", pitches)):
+        try:
+            numbers[name] = [float(x) for x in text.split(",")]
+        except ValueError:
+            raise UserError(f"--{name} takes numbers such as -0.5,0,0.5, got {text!r}") from None
+    count, up = len(numbers["yaws"]), numbers["pitches"]
+    if len(up) not in (1, count):
+        raise UserError(f"--pitches takes one number or one for each of the {count} views, got {len(up)}")
+    return list(zip(up * count if len(up) == 1 else up, numbers["yaws"], strict=True))
+
+
 def available_layers(model: Any, names: Sequence[str] | None, settings: Any) -> tuple[list[str], Any]:
     """The layers this model can show, and settings that compute them; named but missing ones are an error."""
     labelled = model.has_labels
@@ -39,6 +58,8 @@ def available_layers(model: Any, names: Sequence[str] | None, settings: Any) -> 
         raise UserError(
             f"this {model.method} model has no labels, so there is no {missing[0]}; use image, depth, normals"
         )
+    if "raw" in names and not model.has_raw:
+        raise UserError(f"this {model.method} model has no super-resolution, so there is no raw picture; use image")
     return list(names), settings.replace(normals="normals" in names)
 
 
@@ -50,28 +71,28 @@ def layer(model: Any, output: GeneratorOutput, name: str) -> Tensor:
         mask = pic.labels_to_rgb(model.label_map(output).cpu())
         return mask if name == "mask" else pic.blend(layer(model, output, "image"), mask)
     if name == "depth":
-        depth = output.depth / output.opacity.clamp_min(1e-4)
-        render = model.config.render
-        centre, half = (render.near + render.far) / 2, (render.far - render.near) / 2
-        return pic.depth_to_rgb(depth, centre - half, centre + half, output.opacity).cpu()
+        return pic.depth_picture(output.depth, output.opacity, *model.depth_range).cpu()
+    if name == "raw":
+        assert output.raw_rgb is not None
+        return pic.to_uint8(F.interpolate(output.raw_rgb, output.rgb.shape[-2:], mode="nearest")).cpu()
     assert output.normals is not None
     return pic.normals_to_rgb(output.normals, output.opacity[:, 0] > 0.5).cpu()
 
 
-def multi_view(
-    model: Any, codes: Codes, settings: Any, layers: Sequence[str], yaws: Sequence[float]
-) -> dict[str, Tensor]:
-    """One head from several yaws: {layer: (views, 3, S, S)}; the scene is computed once."""
+def multi_view(model: Any, codes: Codes, settings: Any, layers: Sequence[str], cameras: Camera) -> dict[str, Tensor]:
+    """One head from several cameras: {layer: (views, 3, S, S)}; the scene is computed once."""
     scene = model.generator.scene(codes)
-    outputs = [model.render(scene, model.camera(yaw=yaw), settings=settings) for yaw in yaws]
+    outputs = [model.render(scene, cameras[i], settings=settings) for i in range(len(cameras))]
     whole = GeneratorOutput.cat(outputs)
     return {name: layer(model, whole, name) for name in layers}
 
 
-def frame(model: Any, codes: Codes, camera: Camera, settings: Any, layers: Sequence[str]) -> Tensor:
-    """One video frame: the layers side by side, (3, S, layers * S) uint8."""
-    output = model.render(codes, camera, settings=settings)
-    return pic.side_by_side(*(layer(model, output, name) for name in layers))[0]
+def frame(
+    model: Any, scene: Scene | Codes, camera: Camera, settings: Any, layers: Sequence[str], columns: int = 1
+) -> Tensor:
+    """One video frame: a cell for each head in ``columns``, its layers side by side, (3, rows * S, ...) uint8."""
+    output = model.render(scene, camera, settings=settings)
+    return pic.image_grid(pic.side_by_side(*(layer(model, output, name) for name in layers)), columns)
 
 
 def sample_grids(

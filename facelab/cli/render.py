@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
 from facelab.cli.common import (
+    Command,
     OneLineCommand,
     device_option,
     friendly,
@@ -17,24 +20,54 @@ from facelab.cli.common import (
     seeds_option,
     sized_settings,
 )
+from facelab.cli.shapes import MAX_POINTS, ShapeOptions, parse_formats, shape_options, write_shapes
 
-FORMATS = ("ply", "obj", "glb", "mrc")
-TRAJECTORIES = "front, sphere, orbit, rotation_horizontal, zoom, non_rotation ..."
+TRAJECTORIES = "front, eg3d, sphere, orbit, rotation_horizontal, zoom, non_rotation ..."
+LAYERS = "image, raw (before super-resolution), mask, blend, depth, normals"
+
+PAIR_FRAMES = 36  # of render_video, from seed to seed
+
+
+def truncation_options(psi: float) -> Callable[[Command], Command]:
+    """--psi and --truncation-cutoff."""
+
+    def add(function: Command) -> Command:
+        function = click.option(
+            "--truncation-cutoff",
+            type=click.IntRange(0),
+            default=None,
+            help="Truncate only the first so many layers (EG3D). [default: 14]",
+        )(function)
+        return click.option(
+            "--psi", "--truncation", "psi", type=float, default=psi, show_default=True,
+            help="1 = full variety, 0 = average.",
+        )(function)  # fmt: skip
+
+    return add
+
+
+def heads_of(face: Any, seeds: Sequence[int], psi: float, cutoff: int | None, latents: Path | None) -> dict[Any, Any]:
+    """Codes by what files are named after: seeds, or ``latents`` for those of a file."""
+    if latents:
+        from facelab.inference.latent_files import read_codes
+
+        return {"latents": read_codes(latents, face.generator)}
+    return {seed: face.codes(seed, psi, cutoff) for seed in seeds}
 
 
 @click.command("render_images", cls=OneLineCommand)
 @model_argument
 @seeds_option()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("imgs"), show_default=True, help="Output folder.")
-@click.option(
-    "--psi", "--truncation", "psi", type=float, default=0.7, show_default=True, help="1 = full variety, 0 = average."
-)
+@truncation_options(0.7)
 @click.option(
     "--layers",
     default=None,
-    help="Rows of the grid: image, mask, blend, depth, normals. [default: all but blend, normals]",
+    help=f"Rows of the grid: {LAYERS}. [default: image, mask, depth]",
 )
 @click.option("--yaws", default="-0.5,-0.25,0,0.25,0.5", show_default=True, help="Views in radians from the front.")
+@click.option("--pitches", default="0", show_default=True, help="Radians upwards: one for all views or one for each.")
+@click.option("--fov", type=float, default=None, help="Full field of view in degrees. [default: as trained]")
 @click.option(
     "--latents",
     type=click.Path(path_type=Path),
@@ -47,35 +80,33 @@ TRAJECTORIES = "front, sphere, orbit, rotation_horizontal, zoom, non_rotation ..
 @device_option
 @friendly
 def render_images(
-    model, seeds, out, psi, layers, yaws, latents, save_latents, weights, image_size, ray_step_multiplier,
-    fill_color, lock_view_dependence, max_points, device,
+    model, seeds, out, psi, truncation_cutoff, layers, yaws, pitches, fov, latents, save_latents, weights, image_size,
+    ray_step_multiplier, fill_color, lock_view_dependence, max_points, device,
 ):  # fmt: skip
     """Multi-view grids of colour, segmentation, depth and normals.
 
     MODEL is a run folder, a checkpoint, a .safetensors model or the name of a bundled one.
     """
+    from facelab.cameras import Camera
     from facelab.cli import pictures
-    from facelab.errors import UserError
     from facelab.files import make_folder
-    from facelab.inference.latent_files import read_codes, save_codes
+    from facelab.inference.latent_files import save_codes
     from facelab.inference.pictures import save_label_png, save_png
 
-    try:
-        views = [float(x) for x in yaws.split(",")]
-    except ValueError:
-        raise UserError(f"--yaws takes numbers such as -0.5,0,0.5, got {yaws!r}") from None
+    views = pictures.parse_views(yaws, pitches)
     face = open_model(model, device, weights, fill_color)
     settings = sized_settings(face, image_size, ray_step_multiplier, lock_view_dependence, max_points)
     names = None if layers is None else pictures.parse_layers(layers)
     names, settings = pictures.available_layers(face, names, settings)
     folder = make_folder(out)
-    heads = {"latents": read_codes(latents, face.generator)} if latents else {s: face.codes(s, psi) for s in seeds}
+    cameras = Camera.cat([face.camera(pitch, yaw, fov) for pitch, yaw in views])
+    heads = heads_of(face, seeds, psi, truncation_cutoff, latents)
     for seed, codes in heads.items():
-        grid = pictures.multi_view(face, codes, settings, names, views)
+        grid = pictures.multi_view(face, codes, settings, names, cameras)
         path = folder / f"grid_{seed}.png"
         save_png(path, pictures.stack_rows(list(grid.values())))
         if "mask" in names:
-            front = face.render(codes, face.camera(yaw=views[len(views) // 2]), settings=settings)
+            front = face.render(codes, cameras[len(cameras) // 2], settings=settings)
             save_label_png(folder / f"labels_{seed}.png", face.label_map(front)[0].cpu())
         if save_latents:
             save_codes(folder / f"codes_{seed}.safetensors", codes, face.method)
@@ -99,16 +130,20 @@ def render_images(
     show_default=True,
     help=f"Camera path: {TRAJECTORIES} or a keyframe file (YAML, JSON).",
 )
-@click.option("--num-frames", type=click.IntRange(1), default=36, show_default=True, help="Frames per pair of seeds.")
-@click.option("--fps", type=click.FloatRange(1), default=25.0, show_default=True, help="Frames per second.")
+@click.option("--num-frames", type=click.IntRange(1), default=None, help="Frames per pair of seeds. [default: 36]")
 @click.option(
-    "--psi", "--truncation", "psi", type=float, default=0.5, show_default=True, help="1 = full variety, 0 = average."
+    "--w-frames",
+    type=click.IntRange(1),
+    default=None,
+    help="Instead of --num-frames: frames from seed to seed on a smooth closed curve through all of them, with one "
+    "camera path for the whole video (EG3D).",
 )
+@click.option("--grid", default="1x1", show_default=True, help="Columns x rows of heads; the seeds fill cell by cell.")
+@click.option("--fps", type=click.FloatRange(1), default=25.0, show_default=True, help="Frames per second.")
+@truncation_options(0.5)
 @click.option("--fov", type=float, default=None, help="Full field of view in degrees. [default: as trained]")
 @click.option("--zoom", is_flag=True, help="Let the front path zoom, as the originals do.")
-@click.option(
-    "--layers", default=None, help="Side by side: image, mask, blend, depth, normals. [default: image,mask,blend,depth]"
-)
+@click.option("--layers", default=None, help=f"Side by side: {LAYERS}. [default: image, mask, blend, depth]")
 @click.option("--frames/--no-frames", default=False, help="Also write every frame as PNG.")
 @click.option(
     "--latents",
@@ -118,30 +153,37 @@ def render_images(
 )
 @click.option("--save-latents", is_flag=True, help="Also write the codes (.safetensors).")
 @click.option("--reference", is_flag=True, help="Mix factors and zoom of the original's paths.")
+@click.option("--shapes", default=None, help="Also the shape of every frame whose head is new: ply, obj, glb, mrc.")
+@shape_options
 @quality_options
 @device_option
 @friendly
 def render_video(
-    model, seeds, out, latent_type, trajectory, num_frames, fps, psi, fov, zoom, layers, frames, latents, save_latents,
-    reference, image_size, ray_step_multiplier, fill_color, lock_view_dependence, max_points, device,
+    model, seeds, out, latent_type, trajectory, num_frames, w_frames, grid, fps, psi, truncation_cutoff, fov, zoom,
+    layers, frames, latents, save_latents, reference, shapes, voxel_resolution, cube_size, level, image_size,
+    ray_step_multiplier, fill_color, lock_view_dependence, max_points, device,
 ):  # fmt: skip
     """A video along a camera path while heads blend into each other.
 
     With several seeds the codes run through all of them and the path is repeated for each pair; with one
-    seed only the camera moves.
+    seed only the camera moves. With --w-frames the codes take a smooth closed curve and the path is run once.
     """
     from contextlib import ExitStack
 
-    from facelab.api import mixed_codes
-    from facelab.cameras.trajectories import keyframe_trajectory, read_keyframes
-    from facelab.cameras.trajectories import trajectory as named_path
-    from facelab.cli import pictures
+    from facelab.cli import films, pictures
     from facelab.errors import UserError
     from facelab.files import make_folder
-    from facelab.inference.latent_files import read_codes, save_codes
+    from facelab.inference.latent_files import save_codes
     from facelab.inference.video import FrameFolder, open_video
-    from facelab.progress import progress_bar
 
+    if w_frames and num_frames:
+        raise UserError(
+            "--w-frames and --num-frames are two ways to count frames, expected one of them; drop the other"
+        )
+    columns, rows = films.parse_grid(grid)
+    cut = None if shapes is None else ShapeOptions(
+        parse_formats(shapes), voxel_resolution, cube_size, level, min(max_points, MAX_POINTS)
+    )  # fmt: skip
     face = open_model(model, device, fill_color=fill_color)
     if latent_type in ("geo", "app") and latent_type not in face.generator.latent_spec:
         raise UserError(f"--latent-type {latent_type}: this {face.method} model has one code for all; use both or non")
@@ -150,31 +192,22 @@ def render_video(
     if wanted is None and face.has_labels:
         wanted = ["image", "mask", "blend", "depth"]
     names, settings = pictures.available_layers(face, wanted, settings)
+    heads = films.film_heads(face, seeds, psi, truncation_cutoff, latents)
+    title = "latents" if latents else films.film_title(seeds)
+    cells = films.fill_cells([codes for _, codes in heads], columns, rows)
+    length = w_frames * len(cells[0]) if w_frames else num_frames or PAIR_FRAMES
     fov = face.view.fov if fov is None else fov
-    if Path(trajectory).suffix in (".yaml", ".yml", ".json"):
-        path = keyframe_trajectory(read_keyframes(trajectory, fov), num_frames)
-    else:
-        path = named_path(trajectory, num_frames, fov, zoom=zoom, reference=reference)
-    heads = [read_codes(p, face.generator) for p in latents] or [face.codes(s, psi) for s in seeds]
-    title = "latents" if latents else "-".join(map(str, seeds))
-    pairs = list(zip(heads, heads[1:], strict=False)) or [(heads[0], heads[0])]
+    path = films.camera_path(trajectory, length, fov, zoom=zoom, reference=reference)
     folder = make_folder(out)
     target = folder / f"interp_{latent_type}_{title}.mp4"
-    cameras = face.view.cameras(path.pitch, path.yaw, path.fov).to(face.device)
     with ExitStack() as stack:
         sinks = [stack.enter_context(open_video(target, fps))]
         if frames:
             sinks.append(stack.enter_context(FrameFolder(folder / f"frames_{latent_type}_{title}")))
-        bar = stack.enter_context(progress_bar(total=len(pairs) * num_frames, unit="frame"))
-        for first, second in pairs:
-            for i, codes in enumerate(mixed_codes(first, second, latent_type, path.t.tolist())):
-                picture = pictures.frame(face, codes, cameras[i], settings, names)
-                for sink in sinks:
-                    sink.add(picture)
-                bar.update()
+        shaper = None if cut is None else films.ShapeFolder(folder / f"shapes_{latent_type}_{title}", cut)
+        films.render_film(face, films.Film(cells, columns, latent_type, path, w_frames), settings, names, sinks, shaper)
     if save_latents:
-        for i, codes in enumerate(heads):
-            name = latents[i].stem if latents else str(seeds[i])
+        for name, codes in heads:
             save_codes(folder / f"codes_{name}.safetensors", codes, face.method)
     click.echo(str(target))
 
@@ -192,56 +225,26 @@ def render_video(
     show_default=True,
     help="ply, obj, glb (with vertex colours), mrc (raw density); several with commas.",
 )
-@click.option(
-    "--voxel-resolution", type=click.IntRange(8), default=256, show_default=True, help="Lattice points per side."
-)
-@click.option(
-    "--cube-size", type=float, default=None, help="Side of the cube, scene units. [default: what holds a head]"
-)
-@click.option("--level", type=float, default=10.0, show_default=True, help="Density of the surface.")
-@click.option(
-    "--psi", "--truncation", "psi", type=float, default=0.5, show_default=True, help="1 = full variety, 0 = average."
-)
+@shape_options
+@truncation_options(0.5)
 @click.option("--latents", type=click.Path(path_type=Path), default=None, help="Codes from a file instead of seeds.")
 @click.option("--reference-lattice", is_flag=True, help="The original's sheared lattice, for comparison.")
 @click.option(
-    "--max-points", type=click.IntRange(1), default=100_000, show_default=True, help="Field evaluations at a time."
+    "--max-points", type=click.IntRange(1), default=MAX_POINTS, show_default=True, help="Field evaluations at a time."
 )
 @device_option
 @friendly
 def extract_mesh(
-    model, seeds, out, formats, voxel_resolution, cube_size, level, psi, latents, reference_lattice, max_points, device,
+    model, seeds, out, formats, voxel_resolution, cube_size, level, psi, truncation_cutoff, latents, reference_lattice,
+    max_points, device,
 ):  # fmt: skip
     """The surface of a head as a mesh with vertex colours, or its density as a volume."""
-    from facelab.errors import UserError, nearest
     from facelab.files import make_folder
-    from facelab.inference.latent_files import read_codes
-    from facelab.mesh.io import save_mesh, save_mrc
-    from facelab.mesh.marching_cubes import Lattice, sample_volume
 
-    kinds = [k.strip().lstrip(".") for k in formats.split(",") if k.strip()]
-    if not kinds:
-        raise UserError(f"no format chosen, expected some of {', '.join(FORMATS)}")
-    for kind in kinds:
-        if kind not in FORMATS:
-            raise UserError(f"unknown format {kind!r}, expected some of {', '.join(FORMATS)}.{nearest(kind, FORMATS)}")
+    kinds = parse_formats(formats)
+    options = ShapeOptions(kinds, voxel_resolution, cube_size, level, max_points, reference_lattice or None)
     face = open_model(model, device)
-    cube_size = face.head_cube if cube_size is None else cube_size
     folder = make_folder(out)
-    heads = {"latents": read_codes(latents, face.generator)} if latents else {s: face.codes(s, psi) for s in seeds}
-    for seed, codes in heads.items():
-        meshes = [k for k in kinds if k != "mrc"]
-        if meshes:
-            mesh = face.extract_mesh(
-                code=codes, resolution=voxel_resolution, cube_size=cube_size, level=level, max_points=max_points,
-                reference_lattice=reference_lattice or None,
-            )  # fmt: skip
-            for kind in meshes:
-                save_mesh(folder / f"{seed}.{kind}", mesh)
-                click.echo(str(folder / f"{seed}.{kind}"))
-        if "mrc" in kinds:
-            sheared = reference_lattice or face.config.reference.sheared_lattice
-            lattice = Lattice(voxel_resolution, cube_size, sheared)
-            volume = sample_volume(face.density(codes), lattice, max_points, face.device)
-            save_mrc(folder / f"{seed}.mrc", volume, lattice.voxel_size, lattice.origin)
-            click.echo(str(folder / f"{seed}.mrc"))
+    for seed, codes in heads_of(face, seeds, psi, truncation_cutoff, latents).items():
+        for path in write_shapes(face, codes, folder, str(seed), options):
+            click.echo(str(path))

@@ -92,6 +92,17 @@ def depth_to_rgb(
     return to_uint8(colors * alpha + behind * (1 - alpha), 0, 255)
 
 
+def depth_picture(depth: Tensor, opacity: Tensor, near: float, far: float) -> Tensor:
+    """Rendered depths in colours: near is bright yellow, far dark violet, empty black; (N, 3, H, W) uint8.
+
+    Args:
+        depth: (N, 1, H, W) weighted sums of the ray parameter, scene units.
+        opacity: (N, 1, H, W) the sums of those weights.
+        near, far: see :func:`depth_to_rgb`.
+    """
+    return depth_to_rgb(depth / opacity.clamp_min(1e-4), near, far, opacity)
+
+
 def normals_to_rgb(normals: Tensor, mask: Tensor | None = None) -> Tensor:
     """(N, 3, H, W) unit normals -> uint8, each component -1..1 to 0..255; black where ``mask`` (N, H, W) is false."""
     colors = to_uint8(normals)

@@ -12,7 +12,7 @@ from torch import Tensor
 from facelab.bases.eg3d.schedules import neural_resolution
 from facelab.cameras.camera import Camera
 from facelab.draws import Draws
-from facelab.inference.pictures import image_grid, save_png, to_uint8
+from facelab.inference.pictures import depth_picture, image_grid, save_png, to_uint8
 from facelab.training.loop import Callback, Trainer
 
 
@@ -57,6 +57,7 @@ class Snapshots(Callback):
         settings = method.inference_settings(config, size)  # type: ignore[attr-defined]
         draws = Draws(config.train.seed).at(phase="samples")
         shape = generator.latent_spec["z"]
+        ends = method.depth_range(config)  # type: ignore[attr-defined]
         found: dict[str, list[Tensor]] = {"image": [], "raw": [], "depth": []}
         for index in range(len(camera)):
             z = draws.at(chunk=index).normal("z", (1, *shape)).to(trainer.device)
@@ -64,7 +65,7 @@ class Snapshots(Callback):
             output = generator.render(generator.scene(generator.map({"z": z}, one.label())), one, settings, draws)
             found["image"].append(to_uint8(output.rgb).cpu())
             found["raw"].append(to_uint8(output.raw_rgb).cpu())
-            found["depth"].append(near_is_bright(output.depth, output.opacity, settings.far).cpu())
+            found["depth"].append(depth_picture(output.depth, output.opacity, *ends).cpu())
         return found
 
     @staticmethod
@@ -72,18 +73,6 @@ class Snapshots(Callback):
         count = trainer.config.log.sample_heads
         batch = trainer.method.dataset(trainer.config).batch(0, count)  # type: ignore[union-attr]
         return batch.image, batch.camera
-
-
-def near_is_bright(depth: Tensor, opacity: Tensor, far: float) -> Tensor:
-    """(N, 1, S, S) -> (N, 3, S, S) uint8: the nearest point of each picture white, the farthest black.
-
-    Args:
-        depth: weighted sums of the ray parameter.
-        opacity: what is missing to 1 counts as lying at ``far``.
-    """
-    mean = depth + (1 - opacity) * far
-    low, high = mean.amin(dim=(1, 2, 3), keepdim=True), mean.amax(dim=(1, 2, 3), keepdim=True)
-    return to_uint8((1 - 2 * (mean - low) / (high - low).clamp_min(1e-6)).expand(-1, 3, -1, -1))
 
 
 def columns(count: int) -> int:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -68,6 +69,7 @@ class Eg3d:
     name = "eg3d"
     config_type: type = Eg3dConfig
     deviations: list[Deviation] = DEVIATIONS
+    truncated_layers: int | None = 14  # of the programs for samples and videos; all that 256 px planes have
     running_averages = True  # the mapping network's average is part of the weights, also for fine-tuning
     inherited = staticmethod(inherited)
 
@@ -108,6 +110,21 @@ class Eg3d:
     def head_cube(self, config: Any) -> float:
         """Side of the cube around the origin that the planes cover, scene units."""
         return config.model.box_side
+
+    def depth_range(self, config: Any) -> tuple[float, float]:
+        """Distances from the camera between which the planes hold something, scene units."""
+        half = config.model.box_side / 2
+        nearest, farthest = config.view.radius - half, config.view.radius + half
+        if config.render.box_limits:
+            return nearest, farthest
+        return max(config.render.near, nearest), min(config.render.far, farthest)
+
+    def seed_latents(self, spec: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, Tensor]:
+        """Latents (1, Z) of a seed as the original's programs draw them, float32. UserError for a seed out of range."""
+        if not 0 <= seed < 2**32:
+            raise UserError(f"a seed of this model must be 0..{2**32 - 1}, got {seed}")
+        source = np.random.RandomState(seed)
+        return {name: torch.from_numpy(source.randn(1, *shape)).float() for name, shape in spec.items()}
 
     def inference_settings(
         self, config: Any, resolution: int | None = None, ray_step_multiplier: float = 1, lock_view: bool = False

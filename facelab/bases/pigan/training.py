@@ -21,7 +21,7 @@ from facelab.data.batch import Batch
 from facelab.deviations import Deviation
 from facelab.draws import Draws
 from facelab.errors import UserError, nearest
-from facelab.generator import GeneratorOutput, sample_latents
+from facelab.generator import GeneratorOutput, sample_latents, seed_latents
 from facelab.losses.adversarial import d_fake_loss, d_real_loss, g_loss, r1_penalty, topk_count
 from facelab.losses.regularizers import latent_penalty, pose_penalty
 from facelab.nn.discriminators import DiscriminatorConfig, DiscriminatorOutput, ProgressiveDiscriminator
@@ -72,6 +72,8 @@ class Pigan:
     name = "pigan"
     config_type: type = PiganConfig
     deviations: list[Deviation] = DEVIATIONS
+    truncated_layers: int | None = None  # one code for all layers
+    seed_latents = staticmethod(seed_latents)
     roles: Mapping[str, str] = {"z": "all"}  # latent -> layers it modulates
     variants = PIGAN_VARIANTS
 
@@ -137,6 +139,10 @@ class Pigan:
     def head_cube(self, config: Any) -> float:
         """Side of a cube around the origin that holds a head, scene units."""
         return HEAD_CUBE
+
+    def depth_range(self, config: Any) -> tuple[float, float]:
+        """Distances from the camera between which a head lies, scene units."""
+        return config.render.near, config.render.far
 
     def inference_settings(
         self, config: Any, resolution: int | None = None, ray_step_multiplier: int = 2, lock_view: bool = False

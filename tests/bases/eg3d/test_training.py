@@ -14,7 +14,6 @@ from click.testing import CliRunner
 
 from facelab.bases.eg3d.config import Eg3dConfig
 from facelab.bases.eg3d.data import LabelTable, WindowedSampler
-from facelab.bases.eg3d.snapshots import near_is_bright
 from facelab.bases.eg3d.training import Eg3d, Schedule
 from facelab.cameras.camera import Camera
 from facelab.checkpoints.format import load_checkpoint
@@ -22,7 +21,7 @@ from facelab.cli.train import train_command
 from facelab.config import list_curricula, load_staged, resolve_curriculum
 from facelab.draws import Draws
 from facelab.generator import Codes
-from facelab.inference.pictures import save_png
+from facelab.inference.pictures import depth_colors, depth_picture, read_picture, save_png
 from facelab.training.loop import Trainer
 from facelab.training.phases import PhaseContext
 
@@ -304,14 +303,13 @@ def test_grids_of_a_run(tmp_path: Path) -> None:
     train(tmp_path, "--max-steps", 1, "--set", "log.samples_every=1", settings=())
     names = {path.name for path in (tmp_path / "samples").iterdir()}
     assert names == {"reals.png", *(f"00000001_{kind}.png" for kind in ("image", "raw", "depth"))}
-    from facelab.inference.pictures import read_picture
-
     assert read_picture(tmp_path / "samples" / "00000001_image.png").shape == (3, 32, 32)  # 2 x 2 heads
 
 
 def test_depth_pictures_are_dark_where_nothing_is() -> None:
     depth, opacity = torch.tensor([2.0, 0.0])[None, None, None], torch.tensor([1.0, 0.0])[None, None, None]
-    assert near_is_bright(depth, opacity, 3.0)[0, 0, 0].tolist() == [255, 0]
+    shown = depth_picture(depth, opacity, 2.0, 3.0)[0]
+    assert shown[:, 0, 0].tolist() == depth_colors()[0].tolist() and shown[:, 0, 1].tolist() == [0, 0, 0]
 
 
 def test_windowed_order_is_random_access() -> None:

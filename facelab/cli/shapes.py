@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shapes of heads as files: what extract_mesh writes for a seed and render_video for a frame."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+FORMATS = ("ply", "obj", "glb", "mrc")
+MAX_POINTS = 100_000  # field evaluations at a time
+
+
+@dataclass(frozen=True)
+class ShapeOptions:
+    """How shapes are cut out of a density.
+
+    Attributes:
+        kinds: some of :data:`FORMATS`.
+        resolution: lattice points per side.
+        cube_size: side of the cube around the origin in scene units, None: what holds a head.
+        level: density of the surface.
+        max_points: field evaluations at a time.
+        sheared: the original's lattice; None: as configured.
+    """
+
+    kinds: tuple[str, ...]
+    resolution: int
+    cube_size: float | None
+    level: float
+    max_points: int = MAX_POINTS
+    sheared: bool | None = None
+
+
+def shape_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--voxel-resolution, --cube-size and --level."""
+    for option in (
+        click.option(
+            "--voxel-resolution",
+            type=click.IntRange(8),
+            default=256,
+            show_default=True,
+            help="Lattice points per side.",
+        ),
+        click.option(
+            "--cube-size", type=float, default=None, help="Side of the cube, scene units. [default: what holds a head]"
+        ),
+        click.option("--level", type=float, default=10.0, show_default=True, help="Density of the surface."),
+    ):
+        function = option(function)
+    return function
+
+
+def parse_formats(text: str) -> tuple[str, ...]:
+    """``"ply,mrc"`` -> names of :data:`FORMATS`. UserError with the nearest name otherwise."""
+    from facelab.errors import UserError, nearest
+
+    kinds = tuple(k.strip().lstrip(".") for k in text.split(",") if k.strip())
+    if not kinds:
+        raise UserError(f"no format chosen, expected some of {', '.join(FORMATS)}")
+    for kind in kinds:
+        if kind not in FORMATS:
+            raise UserError(f"unknown format {kind!r}, expected some of {', '.join(FORMATS)}.{nearest(kind, FORMATS)}")
+    return kinds
+
+
+def write_shapes(face: Any, codes: Any, folder: Path, name: str, options: ShapeOptions) -> list[Path]:
+    """One head (codes of one scene) as ``<name>.<kind>`` for each kind; returns the paths.
+
+    Raises:
+        UserError: the density never crosses the level; names its range.
+    """
+    from facelab.mesh.io import save_mesh, save_mrc
+    from facelab.mesh.marching_cubes import Lattice, sample_volume
+
+    cube_size = face.head_cube if options.cube_size is None else options.cube_size
+    paths = [folder / f"{name}.{kind}" for kind in options.kinds]
+    meshes = [path for path in paths if path.suffix != ".mrc"]
+    if meshes:
+        mesh = face.extract_mesh(
+            code=codes, resolution=options.resolution, cube_size=cube_size, level=options.level,
+            max_points=options.max_points, reference_lattice=options.sheared,
+        )  # fmt: skip
+        for path in meshes:
+            save_mesh(path, mesh)
+    if len(meshes) < len(paths):
+        sheared = face.config.reference.sheared_lattice if options.sheared is None else options.sheared
+        lattice = Lattice(options.resolution, cube_size, sheared)
+        volume = sample_volume(face.density(codes), lattice, options.max_points, face.device)
+        save_mrc(folder / f"{name}.mrc", volume, lattice.voxel_size, lattice.origin)
+    return paths
