@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from facelab.assets import find_bundled
 from facelab.cli.common import OneLineCommand, friendly
 from facelab.cli.sight import sight_of
 from facelab.errors import UserError
@@ -250,7 +251,7 @@ def _bullets(lines: list[str]) -> str:
 def _licence(config: Any, meta: Mapping[str, Any]) -> str:
     if config.data.path:
         return "Not stated: the licence of the training pictures decides."
-    if meta.get("init_from"):
+    if meta.get("init_from") and find_bundled(meta["init_from"]) is None:
         return f"Not stated: training began with the weights of {meta['init_from']}, whose licence decides."
     return LICENCE
 

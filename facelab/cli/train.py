@@ -165,7 +165,11 @@ def run(
         init_from=str(init_from) if init_from else None,
         fresh_discriminators=fresh_discriminators,
         allow_config_change=allow_config_change,
-        meta={"deviations": describe(deviations), "curriculum": path.stem},
+        meta={
+            "deviations": describe(deviations),
+            "curriculum": path.stem,
+            **({"init_from": str(init_from)} if init_from else {}),
+        },
     )
     return launch(work, (job,), device=device, gpus=gpus, processes=processes)
 

@@ -157,6 +157,9 @@ def test_pictures_or_foreign_weights_take_the_licence_away(exported: Path, tmp_p
         save_checkpoint(checkpoint_folder(tmp_path / name, 15), stored.weights, None, {**meta, **changes})
         text = model_card(tmp_path / name)
         assert "Not stated:" in text and "Apache" not in text
+    bundled = {**meta, "init_from": "fenerf_synthetic_64"}
+    save_checkpoint(checkpoint_folder(tmp_path / "ours", 15), stored.weights, None, bundled)
+    assert "Apache-2.0. Trained on synthetic heads only" in model_card(tmp_path / "ours")
     result = CliRunner().invoke(card_command, [str(tmp_path / "tuned"), "--out", str(tmp_path / "card.md")])
     assert result.exit_code == 0 and "--init-from other.pth" in (tmp_path / "card.md").read_text()
 

@@ -220,7 +220,7 @@ def test_fine_tuning_from_an_own_run(tmp_path: Path) -> None:
     fresh = load_checkpoint(train(tmp_path / "fresh", *options, "--fresh-discriminators"))
     blank = load_checkpoint(train(tmp_path / "blank", "--max-steps", 1, *NO_RATES))
     for run in (kept, fresh):
-        assert run.step == 1
+        assert run.step == 1 and run.meta["init_from"] == str(source)
         for key, value in run.weights["generator"].items():
             if not key.startswith("average_"):
                 assert torch.equal(value, old.weights["ema"][key]), key
