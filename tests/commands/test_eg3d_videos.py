@@ -217,3 +217,10 @@ def test_depth_colours_end_where_the_planes_do(model: FaceModel) -> None:
     near, far = model.depth_range
     half, view, render = model.head_cube / 2, model.view, model.config.render
     assert near == max(render.near, view.radius - half) < view.radius < far == min(render.far, view.radius + half)
+    ends = load_method("eg3d").depth_range
+
+    def changed(**render: Any) -> Any:
+        return dataclasses.replace(model.config, render=dataclasses.replace(model.config.render, **render))
+
+    assert ends(changed(box_limits=True)) == (view.radius - half, view.radius + half)
+    assert ends(changed(near=0.5, far=1.0)) == (0.5, 1.0)  # nothing of the box between them

@@ -113,11 +113,12 @@ class Eg3d:
 
     def depth_range(self, config: Any) -> tuple[float, float]:
         """Distances from the camera between which the planes hold something, scene units."""
-        half = config.model.box_side / 2
-        nearest, farthest = config.view.radius - half, config.view.radius + half
-        if config.render.box_limits:
-            return nearest, farthest
-        return max(config.render.near, nearest), min(config.render.far, farthest)
+        half, render = config.model.box_side / 2, config.render
+        box = max(0.0, config.view.radius - half), config.view.radius + half
+        if render.box_limits:
+            return box
+        near, far = max(render.near, box[0]), min(render.far, box[1])
+        return (near, far) if near < far else (render.near, render.far)
 
     def seed_latents(self, spec: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, Tensor]:
         """Latents (1, Z) of a seed as the original's programs draw them, float32. UserError for a seed out of range."""
