@@ -158,9 +158,10 @@ def modulated_conv2d(
     w = weight[None] * styles[:, None, :, None, None]
     if scale is not None:
         w = w * scale[:, :, None, None, None]
-    joined = x.reshape(1, n * in_channels, *x.shape[2:])
+    # a reshape of one sample would lose its memory order
+    joined = x if n == 1 else x.reshape(1, n * in_channels, *x.shape[2:])
     y = conv2d_resample(joined, w.reshape(n * out_channels, *w.shape[2:]), groups=n, **resampling)
-    y = y.reshape(n, out_channels, *y.shape[2:])
+    y = y if n == 1 else y.reshape(n, out_channels, *y.shape[2:])
     return y if noise is None else y + noise.to(y.dtype)
 
 

@@ -219,8 +219,8 @@ def limit_rays(rays: Rays, settings: RenderSettings) -> Rays:
     first = torch.where(hit, entry, infinity).amin()
     last = torch.where(hit, entry if settings.reference else leave, -infinity).amax()
     any_hit = hit.any()
-    first = torch.where(any_hit, first, first.new_tensor(MISS[0] if settings.reference else settings.near))
-    last = torch.where(any_hit, last, last.new_tensor(MISS[1] if settings.reference else settings.far))
+    first = torch.where(any_hit, first, torch.full_like(first, MISS[0] if settings.reference else settings.near))
+    last = torch.where(any_hit, last, torch.full_like(last, MISS[1] if settings.reference else settings.far))
     limits = torch.cat([torch.where(hit, entry, first), torch.where(hit, leave, last)], dim=-1)
     return replace(rays, limits=limits)
 

@@ -269,13 +269,11 @@ class Variant:
 
     Attributes:
         settings: of the run.
-        change: of the blocks' :class:`Precision`.
         fused: styles are folded into the weights.
         compiled: the discriminator is, where it is differentiated once.
     """
 
     settings: tuple[str, ...]
-    change: dict[str, Any] | None = None
     fused: bool = False
     compiled: bool = False
 
@@ -284,19 +282,19 @@ def _lowered(half: str, *more: str) -> tuple[str, ...]:
     return ("train.precision=tf32", f"train.half={half}", *more)
 
 
-LAST = {"channels_last": True}
+LAST = "train.channels_last=true"
 VARIANTS: dict[str, Variant] = {
     "fp32": Variant(("train.precision=fp32", "train.half=none")),
     "fp32+fp16": Variant(("train.precision=fp32", "train.half=fp16")),
     "tf32": Variant(_lowered("none")),
-    "tf32+channels_last": Variant(_lowered("none"), LAST),
+    "tf32+channels_last": Variant(_lowered("none", LAST)),
     "tf32+fp16": Variant(_lowered("fp16")),
-    "tf32+fp16+channels_last": Variant(_lowered("fp16"), LAST),
-    "tf32+bf16+channels_last": Variant(_lowered("bf16"), LAST),
-    "tf32+bf16_all+channels_last": Variant(_lowered("bf16"), {**LAST, "blocks": "all"}),
-    "tf32+fp16+channels_last+recompute": Variant(_lowered("fp16", "render.recompute=true"), LAST),
-    "tf32+fp16+channels_last+fused": Variant(_lowered("fp16"), LAST, fused=True),
-    "tf32+fp16+channels_last+compiled": Variant(_lowered("fp16"), LAST, compiled=True),
+    "tf32+fp16+channels_last": Variant(_lowered("fp16", LAST)),
+    "tf32+bf16+channels_last": Variant(_lowered("bf16", LAST)),
+    "tf32+bf16_all+channels_last": Variant(_lowered("bf16", LAST, "train.half_everywhere=true")),
+    "tf32+fp16+channels_last+recompute": Variant(_lowered("fp16", LAST, "render.recompute=true")),
+    "tf32+fp16+channels_last+fused": Variant(_lowered("fp16", LAST), fused=True),
+    "tf32+fp16+channels_last+compiled": Variant(_lowered("fp16", LAST), compiled=True),
 }
 USUAL = ("tf32", "tf32+fp16", "tf32+fp16+channels_last", "tf32+bf16+channels_last", "tf32+bf16_all+channels_last")
 
@@ -339,7 +337,7 @@ class Measured(Eg3d):
         self.variant, self.on_cpu = variant, on_cpu
 
     def precision(self, config: Any) -> Precision:
-        return replace(super().precision(config), on_cpu=self.on_cpu, **(self.variant.change or {}))
+        return replace(super().precision(config), on_cpu=self.on_cpu)
 
     def generator_config(self, config: Any) -> TriPlaneGeneratorConfig:
         return replace(super().generator_config(config), fused_modulation=self.variant.fused)

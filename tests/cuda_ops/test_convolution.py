@@ -97,3 +97,12 @@ def test_grid_sample_has_two_orders(device: torch.device) -> None:
     )
     between = torch.tensor([[[[-0.8, -0.5]]]], dtype=torch.float64, device=device)  # column 0, row 0.5
     torch.testing.assert_close(cuda_ops.grid_sample_2d(x, between)[..., 0, 0], x[:, :, :2, 0].mean(2))
+
+
+def test_one_sample_keeps_its_memory_order(device: torch.device) -> None:
+    x = normal(1, 4, 6, 6).to(device, memory_format=torch.channels_last)
+    weight, styles = normal(5, 4, 3, 3, seed=2).to(device), normal(1, 4, seed=3).to(device)
+    fused = cuda_ops.modulated_conv2d(x, weight, styles, padding=1)
+    assert fused.is_contiguous(memory_format=torch.channels_last) and not fused.is_contiguous()
+    plain = cuda_ops.modulated_conv2d(x.contiguous(), weight, styles, padding=1, fused_modconv=False)
+    torch.testing.assert_close(fused, plain)

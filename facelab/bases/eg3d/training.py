@@ -12,7 +12,7 @@ import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -93,10 +93,11 @@ class Eg3d:
 
     def precision(self, config: Any) -> Precision:
         """How the marked blocks compute."""
-        half = config.train.half
-        if half == "none":
-            return Precision(blocks="none")
-        return Precision(torch.float16 if half == "fp16" else torch.bfloat16)
+        t = config.train
+        blocks: Literal["marked", "all", "none"] = "all" if t.half_everywhere else "marked"
+        if t.half == "none":
+            blocks = "none"
+        return Precision(torch.bfloat16 if t.half == "bf16" else torch.float16, blocks, t.channels_last)
 
     def training_settings(self, config: Any, resolution: int) -> RenderSettings:
         """Settings of a training render with a neural rendering of this side."""
@@ -323,7 +324,7 @@ class Schedule:
         style = codes.values["w"][:, 0]
         scene = generator.scene(self.mix(ctx, codes, conditioning), ctx.draws)
         settings = self.method.training_settings(ctx.config, self.resolution(ctx))
-        output = generator.render(scene, Camera.from_label(label), settings, ctx.draws)
+        output = generator.render(scene, Camera.from_label(label, trusted=True), settings, ctx.draws)
         return Fakes(output.rgb, output.raw_rgb, label, style)
 
     # ---------------------------------------------------------------- what the discriminator sees

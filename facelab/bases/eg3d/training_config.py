@@ -135,6 +135,8 @@ class TrainConfig(training.TrainConfig):
     batch_per_gpu: int = 4
     batch_chunk: int = 4
     half: Literal["none", "fp16", "bf16"] = "fp16"  # number type of the marked blocks on a GPU
+    half_everywhere: bool = False  # in all blocks, not in the marked ones alone
+    channels_last: bool = False  # memory layout of the convolutions; changes speed, not results
     nan: Literal["skip", "stop", "reference"] = "skip"
 
     def __post_init__(self) -> None:
