@@ -158,6 +158,15 @@ class FaceModel:
         config = dataclasses.replace(self.config, render=dataclasses.replace(self.config.render, fill_color=color))
         return FaceModel(self._method, self.generator, config, self.meta, self.path)
 
+    def fast(self, precision: str = "fp16") -> FaceModel:
+        """The same model for fast pictures: fp32, tf32, fp16, bf16 or fp16_all, as CUDA graphs on a GPU.
+
+        What that costs in exactness says :func:`facelab.inference.fast.measure_error`. UserError for another name.
+        """
+        from facelab.inference.fast import accelerate
+
+        return FaceModel(self._method, accelerate(self.generator, precision), self.config, self.meta, self.path)
+
     def latents(self, seed: int | Iterable[int]) -> dict[str, Tensor]:
         """Latent codes of one or more seeds, the same on every device and those of the original program.
 

@@ -121,7 +121,7 @@ def seeds_option(default: Sequence[int] = (0, 1, 2)) -> Callable[[Command], Comm
 
 
 def quality_options(function: Command) -> Command:
-    """Image size, samples per ray, view lock, chunk size."""
+    """Image size, samples per ray, view lock, chunk size, speed."""
     for option in (
         click.option(
             "--image-size",
@@ -146,6 +146,14 @@ def quality_options(function: Command) -> Command:
             default=2_400_000,
             show_default=True,
             help="Field evaluations at a time; bounds the memory, not the result.",
+        ),
+        click.option("--fast", is_flag=True, help="Lower precision and CUDA graphs; says what it costs in exactness."),
+        click.option(
+            "--precision",
+            type=click.Choice(["fp32", "tf32", "fp16", "bf16", "fp16_all"]),
+            default="fp16",
+            show_default=True,
+            help="Of --fast.",
         ),
     ):
         function = option(function)
@@ -195,6 +203,20 @@ def open_model(path: Path, device: str, weights: str | None = None, fill_color: 
 
     model = facelab.load(path, pick_device(device), weights)
     return model if fill_color is None else model.filled_with(fill_color)
+
+
+def hastened(face: Any, precision: str, codes: Any, settings: Any) -> Any:
+    """The model for fast pictures; tells how far the first head is from full precision."""
+    from facelab.inference.fast import measure_error
+
+    quick = face.fast(precision)
+    error = measure_error(quick.generator, codes.to(face.device), face.camera(), settings)
+    click.echo(
+        f"fast, {precision}: the first head differs from fp32 by {127.5 * error.max_abs:.2g} of 255 at most, "
+        f"{127.5 * error.mean_abs:.2g} on average",
+        err=True,
+    )
+    return quick
 
 
 def sized_settings(model: Any, image_size: int | None, steps: int, lock: bool, max_points: int) -> Any:

@@ -14,6 +14,7 @@ from facelab.cli.common import (
     OneLineCommand,
     device_option,
     friendly,
+    hastened,
     model_argument,
     open_model,
     quality_options,
@@ -81,7 +82,7 @@ def heads_of(face: Any, seeds: Sequence[int], psi: float, cutoff: int | None, la
 @friendly
 def render_images(
     model, seeds, out, psi, truncation_cutoff, layers, yaws, pitches, fov, latents, save_latents, weights, image_size,
-    ray_step_multiplier, fill_color, lock_view_dependence, max_points, device,
+    ray_step_multiplier, fill_color, lock_view_dependence, max_points, fast, precision, device,
 ):  # fmt: skip
     """Multi-view grids of colour, segmentation, depth and normals.
 
@@ -101,6 +102,8 @@ def render_images(
     folder = make_folder(out)
     cameras = Camera.cat([face.camera(pitch, yaw, fov) for pitch, yaw in views])
     heads = heads_of(face, seeds, psi, truncation_cutoff, latents)
+    if fast:
+        face = hastened(face, precision, next(iter(heads.values())), settings)
     for seed, codes in heads.items():
         grid = pictures.multi_view(face, codes, settings, names, cameras)
         path = folder / f"grid_{seed}.png"
@@ -161,7 +164,7 @@ def render_images(
 def render_video(
     model, seeds, out, latent_type, trajectory, num_frames, w_frames, grid, fps, psi, truncation_cutoff, fov, zoom,
     layers, frames, latents, save_latents, reference, shapes, voxel_resolution, cube_size, level, image_size,
-    ray_step_multiplier, fill_color, lock_view_dependence, max_points, device,
+    ray_step_multiplier, fill_color, lock_view_dependence, max_points, fast, precision, device,
 ):  # fmt: skip
     """A video along a camera path while heads blend into each other.
 
@@ -193,6 +196,8 @@ def render_video(
         wanted = ["image", "mask", "blend", "depth"]
     names, settings = pictures.available_layers(face, wanted, settings)
     heads = films.film_heads(face, seeds, psi, truncation_cutoff, latents)
+    if fast:
+        face = hastened(face, precision, heads[0][1], settings)
     title = "latents" if latents else films.film_title(seeds)
     cells = films.fill_cells([codes for _, codes in heads], columns, rows)
     length = w_frames * len(cells[0]) if w_frames else num_frames or PAIR_FRAMES

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -69,3 +70,20 @@ def test_a_mesh_fills_the_models_box(run: Path, tmp_path: Path) -> None:
     mesh = load_mesh(tmp_path / "0.ply")
     half = model.head_cube / 2
     assert len(mesh.faces) > 100 and 0.4 * half < float(abs(mesh.vertices).max()) <= half + 1e-5
+
+
+def test_fast_pictures_say_what_they_cost(run: Path, tmp_path: Path) -> None:
+    common = ("render_images", run, "--seeds", "3", "--layers", "image", "--device", "cpu")
+    succeed(*common, "--out", tmp_path / "plain")
+    fast = succeed(*common, "--out", tmp_path / "fast", "--fast", "--precision", "bf16")
+    (worst,) = re.findall(r"fast, bf16: the first head differs from fp32 by (\S+) of 255 at most", fast.stderr)
+    assert float(worst) < 0.01  # a CPU lowers nothing
+    pictures = [iio.imread(tmp_path / kind / "grid_3.png").astype(int) for kind in ("fast", "plain")]
+    assert abs(pictures[0] - pictures[1]).max() <= 1
+    succeed("render_video", run, "--seeds", "0", "--num-frames", "2", "--fast", "--out", tmp_path, "--device", "cpu")
+
+
+def test_fast_labels(tmp_path: Path) -> None:
+    succeed("render_images", "fenerf_synthetic_64", "--seeds", "1", "--image-size", 16, "--ray-step-multiplier", 1,
+            "--layers", "image,mask", "--yaws", "0", "--fast", "--out", tmp_path, "--device", "cpu")  # fmt: skip
+    assert (tmp_path / "labels_1.png").exists()
