@@ -11,6 +11,7 @@ import click
 
 from facelab.bases.eg3d.config import DEVIATIONS, Eg3dConfig
 from facelab.bases.eg3d.options import describe
+from facelab.cli.render import extract_mesh, render_images, render_video
 from facelab.cli.train import train_command
 from facelab.config import list_curricula, load_staged
 from tests.conftest import CHECKOUT
@@ -23,6 +24,11 @@ neural_rendering_resolution_final neural_rendering_resolution_fade_kimg blur_fad
 gpc_reg_prob gpc_reg_fade_kimg disc_c_noise sr_noise_mode resume_blur sr_num_fp16_res g_num_fp16_res d_num_fp16_res
 sr_first_cutoff sr_first_stopband style_mixing_prob sr-module density_reg density_reg_every density_reg_p_dist reg_type
 decoder_lr_mul
+"""
+# of its programs for pictures and videos
+PICTURE_FLAGS = """
+network seeds outdir trunc trunc-cutoff class shapes shape-res fov-deg shape-format reload_modules shuffle-seed grid
+num-keyframes w-frames cfg image_mode sample_mult nrr interpolate
 """
 TEXT = (CHECKOUT / "docs" / "eg3d.md").read_text(encoding="utf-8")
 
@@ -87,3 +93,16 @@ def test_commands_in_the_text_have_these_options() -> None:
     assert len(shown) >= 6
     for arguments in shown:
         assert {word for word in arguments.split() if word.startswith("--")} <= known
+
+
+def test_flags_of_pictures_and_videos() -> None:
+    """Every flag of the original's programs has a row; what stands on our side exists."""
+    table = rows("picture flags")
+    assert {f for row in table for f in re.findall(r"`--([\w-]+)`", row[0])} == set(PICTURE_FLAGS.split())
+    commands = {c.name: {o for p in c.params for o in p.opts} for c in (render_images, render_video, extract_mesh)}
+    known = set().union(*commands.values())
+    for row in table:
+        assert set(re.findall(r"`(--[\w-]+)", row[1])) <= known, row
+        assert all((CHECKOUT / path).is_file() for path in re.findall(r"`(scripts/\w+\.py)`", row[1])), row
+    for name, arguments in re.findall(r"python scripts/(render_images|render_video|extract_mesh)\.py([^\n]*)", TEXT):
+        assert {word for word in arguments.split() if word.startswith("--")} <= commands[name], arguments
