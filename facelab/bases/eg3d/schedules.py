@@ -15,7 +15,7 @@ def blur_sigma(images: int, initial: float, fade_kimg: float) -> float:
     >>> blur_sigma(0, 10, 200), blur_sigma(100_000, 10, 200), blur_sigma(300_000, 10, 200)
     (10.0, 5.0, 0.0)
     """
-    return initial * max(1 - images / (fade_kimg * 1000), 0) if fade_kimg > 0 else 0.0
+    return initial * max(1 - images / (fade_kimg * 1000), 0.0) if fade_kimg > 0 else 0.0
 
 
 def blur_half_width(sigma: float) -> int:
