@@ -130,7 +130,8 @@ def _planar(x: Tensor, f: Tensor | None, y: Tensor, ax: Axis, ay: Axis, flip: bo
     planes, groups, strips = x.shape[0] * x.shape[1], -(-y.shape[3] // ax.k), -(-y.shape[2] // ay.k)
     bg = min(LANES, _power(groups))
     blocks = -(-groups // bg)
-    fir_planar[(blocks * strips * -(-planes // (LANES // bg)),)](
+    kernel: Any = fir_planar
+    kernel[(blocks * strips * -(-planes // (LANES // bg)),)](
         x, f, y, gain, x.shape[1], planes, *x.shape[2:], *y.shape[2:], groups, ax.shift, ay.shift, strips, blocks,
         *x.stride(), *y.stride()[:3], **_constants(ax, ay, f, flip),
         JOIN=ax.k in (2, 4) and y.shape[3] % ax.k == 0, ACC=_accumulator(x), B=LANES, BG=bg, num_warps=LANES // 32,
@@ -145,7 +146,8 @@ def _channels_last(x: Tensor, f: Tensor | None, y: Tensor, ax: Axis, ay: Axis, f
     channel_groups, groups, strips = x.shape[1] // v, -(-y.shape[3] // ax.k), -(-y.shape[2] // ay.k)
     bc = min(LANES, _power(channel_groups))
     blocks, channel_blocks = -(-groups // (LANES // bc)), -(-channel_groups // bc)
-    fir_channels_last[(blocks * channel_blocks * strips * x.shape[0],)](
+    kernel: Any = fir_channels_last
+    kernel[(blocks * channel_blocks * strips * x.shape[0],)](
         x, f, y, gain, channel_groups, *x.shape[2:], *y.shape[2:], groups, ax.shift, ay.shift, strips, blocks,
         channel_blocks, *(s // v for s in strides), *(y.stride(i) // v for i in (0, 2, 3)),
         **_constants(ax, ay, f, flip), V=v, ACC=_accumulator(x), B=LANES, BC=bc, num_warps=LANES // 32,
@@ -174,7 +176,8 @@ def _any(
     from cuda_ops.filter_kernels import fir_any
 
     block, total = 256, y.numel()
-    fir_any[(-(-total // block),)](
+    kernel: Any = fir_any
+    kernel[(-(-total // block),)](
         x, f, y, gain, total, x.shape[1], *x.shape[2:], *y.shape[2:], *up, *down, padding[0], padding[2], *taps,
         *x.stride(), *y.stride(), FLIP=flip, HAS=f is not None, CHANNELS_LAST=reference.is_channels_last(x),
         WIDE=total >= 2**31 - block, ACC=_accumulator(x), B=block, num_warps=4,

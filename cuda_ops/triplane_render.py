@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -161,7 +161,8 @@ def _launch(
     jitter = None if jitter is None else jitter.float().contiguous()
     tile = [max(16, 1 << (max(s, 1) - 1).bit_length()) for s in (spec.samples, spec.importance)]
     (a0, b0), (a1, b1), (a2, b2) = spec.axes
-    render_forward[(math.ceil(rays / RAYS_PER_PROGRAM),)](
+    kernel: Any = render_forward
+    kernel[(math.ceil(rays / RAYS_PER_PROGRAM),)](
         planes,
         origins,
         directions,

@@ -155,7 +155,7 @@ def parse_pictures(
     parser: FaceParser, pictures: Tensor, sizes: Sequence[tuple[int, int]] | None = None
 ) -> list[np.ndarray]:
     """(N, 3, H, W) uint8 -> N uint8 maps of CelebAMask-HQ classes, of ``sizes`` (h, w) or the parser's own size."""
-    device = parser.table.device  # type: ignore[union-attr]
+    device = parser.table.device
     scores = parser.scores(pictures.to(device).float() / 127.5 - 1)
     wanted = [None] * len(pictures) if sizes is None else sizes
     maps = [parser.labels(one[None], size)[0] for one, size in zip(scores, wanted, strict=True)]

@@ -305,6 +305,10 @@ class FaceParser(nn.Module):
         name: what the parser is, for messages.
     """
 
+    table: Tensor
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         net: nn.Module,

@@ -239,21 +239,21 @@ class SynthesisBlock(nn.Module):
         codes = ws.unbind(dim=1)
         dtype = precision.dtype_of(self.use_fp16, self.conv1.weight)
         source = self.const.expand(ws.shape[0], -1, -1, -1) if self.const is not None else cast(Tensor, x)
-        x = source.to(dtype=dtype, memory_format=precision.memory_format)
+        y: Tensor = source.to(dtype=dtype, memory_format=precision.memory_format)
         if self.conv0 is None:
-            x = self.conv1(x, codes[0], maps.get("conv1"), fused=fused)
+            y = self.conv1(y, codes[0], maps.get("conv1"), fused=fused)
         else:
             gain = math.sqrt(0.5) if self.skip is not None else 1.0
-            shortcut = self.skip(x, gain=gain) if self.skip is not None else None
-            x = self.conv0(x, codes[0], maps.get("conv0"), fused=fused)
-            x = self.conv1(x, codes[1], maps.get("conv1"), gain=gain, fused=fused)
-            x = x if shortcut is None else shortcut + x
+            shortcut = self.skip(y, gain=gain) if self.skip is not None else None
+            y = self.conv0(y, codes[0], maps.get("conv0"), fused=fused)
+            y = self.conv1(y, codes[1], maps.get("conv1"), gain=gain, fused=fused)
+            y = y if shortcut is None else shortcut + y
         if img is not None and self.up > 1:
             img = upsample2d(img, cast(Tensor, self.resample_filter), up=self.up)
         if self.to_rgb is not None:
-            rgb = self.to_rgb(x, codes[self.num_conv], fused=fused).to(self.conv1.weight.dtype)
+            rgb = self.to_rgb(y, codes[self.num_conv], fused=fused).to(self.conv1.weight.dtype)
             img = rgb if img is None else img + rgb
-        return x, img
+        return y, img
 
     def _check(self, x: Tensor | None, ws: Tensor) -> None:
         if ws.ndim != 3 or tuple(ws.shape[1:]) != (self.num_ws, self.w_dim):
