@@ -21,7 +21,14 @@ from facelab.cli.common import (
     seeds_option,
     sized_settings,
 )
-from facelab.cli.shapes import MAX_POINTS, ShapeOptions, parse_formats, shape_options, write_shapes
+from facelab.cli.shapes import (
+    MAX_POINTS,
+    ShapeOptions,
+    given_shape_options,
+    parse_formats,
+    shape_options,
+    write_shapes,
+)
 
 TRAJECTORIES = "front, eg3d, sphere, orbit, rotation_horizontal, zoom, non_rotation ..."
 LAYERS = "image, raw (before super-resolution), mask, blend, depth, normals"
@@ -182,6 +189,10 @@ def render_video(
     if w_frames and num_frames:
         raise UserError(
             "--w-frames and --num-frames are two ways to count frames, expected one of them; drop the other"
+        )
+    if shapes is None and (idle := given_shape_options()):
+        raise UserError(
+            f"{idle[0]} is for shapes, expected --shapes ply (or obj, glb, mrc) with it; add it or drop {idle[0]}"
         )
     columns, rows = films.parse_grid(grid)
     cut = None if shapes is None else ShapeOptions(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 FORMATS = ("ply", "obj", "glb", "mrc")
 MAX_POINTS = 100_000  # field evaluations at a time
@@ -52,6 +53,14 @@ def shape_options(function: Callable[..., Any]) -> Callable[..., Any]:
     ):
         function = option(function)
     return function
+
+
+def given_shape_options() -> list[str]:
+    """Those of :func:`shape_options` that stand on the command line, as written."""
+    context = click.get_current_context()
+    names = ("voxel_resolution", "cube_size", "level")
+    given = [name for name in names if context.get_parameter_source(name) == ParameterSource.COMMANDLINE]
+    return [f"--{name.replace('_', '-')}" for name in given]
 
 
 def parse_formats(text: str) -> tuple[str, ...]:

@@ -224,3 +224,8 @@ def test_depth_colours_end_where_the_planes_do(model: FaceModel) -> None:
 
     assert ends(changed(box_limits=True)) == (view.radius - half, view.radius + half)
     assert ends(changed(near=0.5, far=1.0)) == (0.5, 1.0)  # nothing of the box between them
+
+
+def test_options_of_shapes_without_shapes_are_refused(run: Path, tmp_path: Path) -> None:
+    failed = invoke("render_video", run, *SMALL, "--level", 3, "--out", tmp_path)
+    assert failed.exit_code == 2 and failed.stderr.startswith("error: --level is for shapes, expected --shapes")
