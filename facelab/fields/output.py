@@ -15,17 +15,19 @@ class FieldOutput:
     """Values of a field at N x R x S points.
 
     Attributes:
-        sigma: (N, R, S, 1) raw density, before any activation.
+        sigma: (N, R, S, 1) raw density, before any activation; of a field with ``sdf`` the density itself.
         rgb: (N, R, S, 3) in [0, 1].
         semantics: (N, R, S, K) label values about 0..1, or None.
-        features: (N, R, S, C) what a network behind the renderer reads, in about [0, 1], or None;
-            its first three channels are ``rgb``.
+        features: (N, R, S, C) what a network behind the renderer reads, or None. Without ``sdf`` they lie in
+            about [0, 1] and their first three channels are ``rgb``.
+        sdf: (N, R, S, 1) signed distance in scene units, negative inside, or None.
     """
 
     sigma: Tensor
     rgb: Tensor
     semantics: Tensor | None = None
     features: Tensor | None = None
+    sdf: Tensor | None = None
 
     def channels(self) -> Tensor:
         """-> (N, R, S, K + 3): what is composited, labels first, then colour."""
@@ -38,20 +40,27 @@ class FieldOutput:
     @staticmethod
     def cat(parts: list[FieldOutput], dim: int = 2) -> FieldOutput:
         """Concatenate along the samples (2), the rays (1) or the batch (0)."""
-        semantics = None
-        if parts[0].semantics is not None:
-            semantics = torch.cat([p.semantics for p in parts if p.semantics is not None], dim=dim)
-        features = None
-        if parts[0].features is not None:
-            features = torch.cat([p.features for p in parts if p.features is not None], dim=dim)
-        rgb = torch.cat([p.rgb for p in parts], dim=dim) if features is None else features[..., :3]
-        return FieldOutput(torch.cat([p.sigma for p in parts], dim=dim), rgb, semantics, features)
+
+        def cat(name: str) -> Tensor | None:
+            tensors = [getattr(p, name) for p in parts]
+            return None if tensors[0] is None else torch.cat(tensors, dim=dim)
+
+        return parts[0]._rebuild(cat)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> FieldOutput:
-        semantics = None if self.semantics is None else function(self.semantics)
-        features = None if self.features is None else function(self.features)
-        rgb = function(self.rgb) if features is None else features[..., :3]
-        return FieldOutput(function(self.sigma), rgb, semantics, features)
+        def mapped(name: str) -> Tensor | None:
+            value = getattr(self, name)
+            return None if value is None else function(value)
+
+        return self._rebuild(mapped)
+
+    def _rebuild(self, make: Callable[[str], Tensor | None]) -> FieldOutput:
+        """The output whose tensors are ``make(name)``; rgb is not made twice where the features hold it."""
+        features = make("features")
+        rgb = features[..., :3] if features is not None and self.sdf is None else make("rgb")
+        sigma = make("sigma")
+        assert sigma is not None and rgb is not None
+        return FieldOutput(sigma, rgb, make("semantics"), features, make("sdf"))
 
 
 BoundField = Callable[[Tensor, Tensor], FieldOutput]
