@@ -61,3 +61,29 @@ def vertex_normals(vertices: Tensor, faces: Tensor, incidence: Incidence | None 
     if len(around.poles):
         summed[:, around.poles] += face_NF3[:, around.pole_table].sum(dim=2)
     return torch.nn.functional.normalize(summed, dim=-1, eps=1e-20)
+
+
+def angle_weighted_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """Smooth unit normals in which each face counts by its angle at the vertex (Thuermer and Wuethrich 1998).
+
+    Unlike area weights they do not depend on how a flat polygon was cut into triangles.
+
+    Args:
+        vertices: (V, 3) positions.
+        faces: (F, 3) triangles, anticlockwise seen from outside.
+
+    Returns:
+        (V, 3) float64; zero where a vertex has no face of positive area.
+    """
+    corner = vertices.astype(np.float64)[faces]  # (F, 3, 3)
+    edge = np.roll(corner, -1, axis=1) - corner  # from each corner to the next
+    face_F3 = np.cross(edge[:, 0], edge[:, 1])
+    length = np.linalg.norm(face_F3, axis=-1, keepdims=True)
+    face_F3 = np.divide(face_F3, length, out=np.zeros_like(face_F3), where=length > 0)
+    cosine = -(edge * np.roll(edge, 1, axis=1)).sum(axis=-1)
+    angle = np.arctan2(length, cosine)  # |a x b| is the same at every corner
+    number = faces.reshape(-1)
+    weighted = (angle[..., None] * face_F3[:, None]).reshape(-1, 3)
+    summed = np.stack([np.bincount(number, weighted[:, k], minlength=len(vertices)) for k in range(3)], axis=-1)
+    size = np.linalg.norm(summed, axis=-1, keepdims=True)
+    return np.divide(summed, size, out=np.zeros_like(summed), where=size > 0)
