@@ -24,7 +24,8 @@ class RenderSettings:
         density: activation of raw density.
         background: ``last`` gives the missing weight to the last sample, ``white`` and ``black``
             add or subtract it from every channel, ``none`` leaves empty rays at 0.
-        lock_view: the field sees the direction (0, 0, -1) instead of the ray's.
+        lock_view: the field sees the direction (0, 0, -1) instead of the ray's; signed distance fields see the
+            ray's direction in the camera's own axes.
         coarse_gradient: keep the graph of the coarse samples; False evaluates them without gradient.
         normals: also compute surface normals from the density gradient.
         max_points: field evaluations per chunk of rays when no gradient is recorded.

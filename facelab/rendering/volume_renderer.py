@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +25,8 @@ from facelab.rendering.ray_samplers import (
     view_directions,
 )
 from facelab.rendering.settings import RenderSettings
+
+Output = TypeVar("Output", bound=RenderOutput)
 
 
 def render_rays(
@@ -64,8 +66,8 @@ def render_rays(
 
 
 def render_chunks(
-    function: Callable[[Rays, RayNoise], RenderOutput], rays: Rays, noise: RayNoise, settings: RenderSettings
-) -> RenderOutput:
+    function: Callable[[Rays, RayNoise], Output], rays: Rays, noise: RayNoise, settings: RenderSettings
+) -> Output:
     """Apply a function of rays and their random numbers in the chunks described in :func:`render_rays`."""
     images, count = rays.origins.shape[:2]
     per_ray = images * max(settings.samples_coarse, settings.samples_fine)
@@ -120,10 +122,11 @@ def surface_normals(field: BoundField, rays: Rays, output: RenderOutput) -> Tens
     return normals * (output.opacity.detach() > 0.5)
 
 
-def _cat_outputs(parts: list[RenderOutput]) -> RenderOutput:
+def _cat_outputs(parts: list[Output]) -> Output:
     def cat(name: str) -> Tensor | None:
         tensors = [getattr(p, name) for p in parts]
         return None if tensors[0] is None else torch.cat(tensors, dim=1)
 
-    values: dict[str, Any] = {field.name: cat(field.name) for field in fields(RenderOutput)}
-    return RenderOutput(**values)
+    kind = type(parts[0])
+    values: dict[str, Any] = {field.name: cat(field.name) for field in fields(kind)}
+    return kind(**values)
