@@ -1,0 +1,380 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CNeRF's field: K local generators side by side, and a base shape that they change (arXiv 2302.01579, section 3).
+
+All regions go through each layer in one batched product; nothing loops over them. The distance's gradient is pulled
+back from the distance to the points as ordinary tensors (:func:`distance_gradient`): it costs one more product per
+layer, and a loss on it needs one ordinary backward.
+
+Shape legend: N scenes, K regions, L = D + 2 layers (D of shape, two of texture), P = R S points, C width, W width of
+a code. Axis T of :mod:`facelab.nn.film` is 1 here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from facelab.fields.output import FieldOutput
+from facelab.fields.sdf import BETA_START
+from facelab.methods.cnerf.fusion import RegionValues, Subset, fuse, fuse_features
+from facelab.methods.cnerf.mixing import TEXTURE_LAYERS
+from facelab.nn.film import FilmLinear, FilmSine, StackedLinear, affine, sine_affine
+
+Layers = Sequence[FilmLinear]
+BASE_OF = slice(0, 1)  # the region whose codes shape the base: the background
+
+
+@dataclass(frozen=True)
+class CNerfFieldConfig:
+    """Architecture of the field; the defaults are those of the released model.
+
+    Attributes:
+        regions: K.
+        depth: D, shape layers of a local generator.
+        width: C.
+        style_dim: W.
+        box_side: points are multiplied by 2 / box_side, far minus near of the cameras; None: as they are.
+    """
+
+    regions: int = 9
+    depth: int = 3
+    width: int = 128
+    style_dim: int = 256
+    box_side: float | None = 0.24
+
+    def __post_init__(self) -> None:
+        if min(self.regions, self.depth, self.width, self.style_dim) < 1:
+            raise ValueError(f"regions, depth, width and style_dim are at least 1, got {self}")
+        if self.box_side is not None and not self.box_side > 0:
+            raise ValueError(f"box_side must be positive or None, got {self.box_side}")
+
+    @property
+    def scale(self) -> float:
+        """Factor from scene units to what the networks see."""
+        return 1.0 if self.box_side is None else 2 / self.box_side
+
+
+class LocalGenerators(nn.Module):
+    """``count`` local generators with weights stacked along the first axis.
+
+    ``layers`` are the shape layers, then the two texture layers; the mask is read behind the shape layers, distance,
+    feature and colour behind the texture layers. Parameters are zero until :meth:`reset_parameters`.
+    """
+
+    def __init__(self, count: int, config: CNerfFieldConfig) -> None:
+        super().__init__()
+        self.depth, width = config.depth, config.width
+        self.layers = nn.ModuleList(
+            FilmSine(3 if layer == 0 else width, width, config.style_dim, count, first=layer == 0)
+            for layer in range(config.depth + TEXTURE_LAYERS)
+        )
+        self.mask = StackedLinear(width + 3, 1, "freq", count)
+        self.sdf = StackedLinear(width, 1, "freq", count)
+        self.feature = StackedLinear(width + 3, width, "normal", count)
+        self.rgb = StackedLinear(width, 3, "freq", count)
+
+    def modulate(self, styles: Tensor) -> tuple[FilmLinear, ...]:
+        """Styles (N, K, L, W) -> layers with weights (N, K, C, I)."""
+        return tuple(layer.modulate(styles[:, :, i]) for i, layer in enumerate(self._films()))
+
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        """Draw all parameters (StyleSDF's rules)."""
+        for module in (*self._films(), self.mask, self.sdf, self.feature, self.rgb):
+            module.reset_parameters(generator)
+
+    def _films(self) -> list[FilmSine]:
+        return [layer for layer in self.layers if isinstance(layer, FilmSine)]
+
+    def distance(self, points: Tensor, layers: Layers) -> Tensor:
+        """(N, P, 3) points -> (N, P) distance, summed over the generators."""
+        _, last, _ = run_layers(points, layers, len(layers))
+        head = self.sdf.of_scenes(len(points))
+        return sine_affine(last, head.weight, head.bias)[:, :, 0, :, 0].sum(1)
+
+    def color_head(self) -> tuple[Tensor, Tensor]:
+        """Feature and colour layer as one: nothing lies between them. Weight (K, 3, C + 3), bias (K, 3)."""
+        weight = torch.bmm(self.rgb.weight, self.feature.weight)
+        return weight, torch.baddbmm(self.rgb.bias[..., None], self.rgb.weight, self.feature.bias[..., None])[..., 0]
+
+    def values(self, shape: Tensor, texture: Tensor, directions: Tensor) -> RegionValues:
+        """Distances, masks and raw colours.
+
+        Args:
+            shape, texture: (N, K, 1, P, C) arguments of the sines behind the shape and the texture layers.
+            directions: (N, R, 3); P is R S.
+        """
+        scenes, rays, width = len(shape), directions.shape[1], shape.shape[-1]
+        rgb_weight, rgb_bias = self.color_head()
+        weight = torch.cat([self.sdf.weight, rgb_weight[..., :width]], dim=1)  # K, 4, C
+        bias = torch.cat([self.sdf.bias, torch.zeros_like(rgb_bias)], dim=1)
+        head = FilmLinear(weight.expand(scenes, *weight.shape), bias.expand(scenes, *bias.shape))
+        sdf_rgb = sine_affine(texture, head.weight, head.bias)[:, :, 0].unflatten(2, (rays, -1))  # N, K, R, S, 4
+        mask = self._of_points(shape, self.mask.weight[..., :width])[:, :, 0].unflatten(2, (rays, -1))[..., 0]
+        seen = of_directions(directions, self.mask.weight[..., width:], self.mask.bias)
+        rgb = sdf_rgb[..., 1:] + of_directions(directions, rgb_weight[..., width:], rgb_bias)[..., None, :]
+        return RegionValues(rgb, sdf_rgb[..., 0], mask + seen)
+
+    def features(self, texture: Tensor, directions: Tensor, mask: Tensor, kept: Sequence[int] | None) -> Tensor:
+        """Fused features (N, R, S, C) of all or some regions; arguments as in :meth:`values`, masks (N, K, R, S)."""
+        weight, bias, width = self.feature.weight, self.feature.bias, texture.shape[-1]
+        if kept is not None:
+            texture, mask = texture[:, list(kept)], mask[:, list(kept)]
+            weight, bias = weight[list(kept)], bias[list(kept)]
+        points = self._of_points(texture, weight[..., :width])[:, :, 0].unflatten(2, mask.shape[2:])
+        seen = of_directions(directions, weight[..., width:], bias)  # N, K, R, C: the same for all samples of a ray
+        return fuse_features(points, mask) + torch.einsum("nkrs,nkrc->nrsc", mask, seen)
+
+    @staticmethod
+    def _of_points(argument: Tensor, weight: Tensor) -> Tensor:
+        """Weight (K, O, C) on the sine of (N, K, 1, P, C) -> (N, K, 1, P, O)."""
+        stacked = weight.expand(len(argument), *weight.shape)
+        return sine_affine(argument, stacked, stacked.new_zeros(stacked.shape[:-1]))
+
+
+class CNerfField(nn.Module):
+    """Local generators of all regions, the base shape under them, and the width ``beta`` of the density."""
+
+    def __init__(self, config: CNerfFieldConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.regions = LocalGenerators(config.regions, config)
+        self.base = LocalGenerators(1, config)  # the original's init_network; only its distance is used
+        self.beta = nn.Parameter(torch.full((1,), BETA_START))
+
+    def bind(
+        self,
+        styles: Tensor,
+        *,
+        features: bool = True,
+        subset: Subset | None = None,
+        residual_gradient: bool = False,
+        base_gradient: bool = False,
+    ) -> BoundCNerf:
+        """The field of N scenes.
+
+        Args:
+            styles: (N, K, L, W).
+            features: also give features; False saves a fifth of the work.
+            subset: some regions only.
+            residual_gradient: gradients leave the base out, as the original's eikonal term does.
+            base_gradient: derivatives flow through the base too; the original's never do.
+
+        Raises:
+            ValueError: styles of another shape, regions that do not exist.
+        """
+        c = self.config
+        wanted = (c.regions, c.depth + TEXTURE_LAYERS, c.style_dim)
+        if styles.ndim != 4 or tuple(styles.shape[1:]) != wanted:
+            raise ValueError(f"styles must be (N, {', '.join(map(str, wanted))}), got {tuple(styles.shape)}")
+        if subset is not None:
+            subset.check(c.regions)
+        with torch.autocast(styles.device.type, enabled=False):
+            styles = _at_least_float32(styles)
+            layers = self.regions.modulate(styles)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and base_gradient):
+                base = self.base.modulate(styles[:, BASE_OF])
+        return BoundCNerf(self, layers, base, features, subset, residual_gradient, base_gradient)
+
+    def base_distance(self, points: Tensor, styles: Tensor) -> Tensor:
+        """(N, R, S, 3) points in scene units -> (N, R, S, 1) distance to the base shape, with gradient."""
+        layers = self.base.modulate(styles[:, BASE_OF])
+        distance = self.base.distance(points.flatten(1, 2) * self.config.scale, layers)
+        return distance.unflatten(1, points.shape[1:3])[..., None]
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        """Draw all parameters."""
+        self.regions.reset_parameters(generator)
+        self.base.reset_parameters(generator)
+        self.beta.fill_(BETA_START)
+
+
+@dataclass(frozen=True)
+class BoundCNerf:
+    """The field with its codes filled in: a :class:`~facelab.fields.sdf.DistanceField`.
+
+    Everything is computed in float32 at least, because sines of large arguments amplify rounding. One scene may be
+    asked for any number of cameras, N scenes for N.
+    """
+
+    net: CNerfField
+    layers: tuple[FilmLinear, ...]
+    base: tuple[FilmLinear, ...]
+    with_features: bool = True
+    subset: Subset | None = None
+    residual_gradient: bool = False
+    base_gradient: bool = False
+
+    def __call__(self, points: Tensor, directions: Tensor) -> FieldOutput:
+        """Points (N, R, S, 3) in scene units, view directions (N, R, 3) -> values."""
+        return self._evaluate(points, directions, False)[0]
+
+    def with_gradient(self, points: Tensor, directions: Tensor) -> tuple[FieldOutput, Tensor]:
+        """Values, and the gradient (N, R, S, 3) of the distance with respect to the points in scene units.
+
+        A subset does not change it: it is that of the whole head. With ``residual_gradient`` the base is left out.
+        """
+        output, gradient = self._evaluate(points, directions, True)
+        assert gradient is not None
+        return output, gradient
+
+    def distances(self, points: Tensor) -> Tensor:
+        """(N, R, S, 3) points -> (N, R, S, 1) signed distance alone: meshes."""
+        if self.subset is not None and self.subset.carve:
+            sdf = self.without_features()(points, points.new_zeros(*points.shape[:2], 3)).sdf
+            assert sdf is not None
+            return sdf
+        scaled = self._of_scenes(points).flatten(1, 2) * self.net.config.scale
+        with torch.autocast(points.device.type, enabled=False):
+            distance = self.net.regions.distance(scaled, self.layers) + self._base(scaled, False)[0]
+        return distance.reshape(*points.shape[:3], 1)
+
+    def without_features(self) -> BoundCNerf:
+        """The same field that does not evaluate its features."""
+        return replace(self, with_features=False)
+
+    def region(self, channel: int) -> BoundCNerf:
+        """The field of one region alone, carved out: for its mesh."""
+        return replace(self, subset=Subset((channel,)))
+
+    def _evaluate(self, points: Tensor, directions: Tensor, gradient: bool) -> tuple[FieldOutput, Tensor | None]:
+        flat, seen = self._of_scenes(points), self._of_scenes(directions)
+        with torch.autocast(points.device.type, enabled=False):
+            output, slope = self._flat(flat, seen, gradient)
+        if len(points) == len(flat):
+            return output, slope
+        output = output._map(lambda x: x.reshape(len(points), -1, *x.shape[2:]))
+        return output, None if slope is None else slope.reshape(points.shape)
+
+    def _of_scenes(self, x: Tensor) -> Tensor:
+        """(cameras, R, ...) -> (scenes, R', ...): the cameras of one scene are more rays of it."""
+        scenes = len(self.layers[0].weight)
+        if scenes not in (1, len(x)):
+            raise ValueError(f"{scenes} scenes cannot be seen from {len(x)} cameras: give 1 or {len(x)}")
+        return _at_least_float32(x).reshape(scenes, -1, *x.shape[2:])
+
+    def _flat(self, points: Tensor, directions: Tensor, gradient: bool) -> tuple[FieldOutput, Tensor | None]:
+        net, scale, grid = self.net, self.net.config.scale, points.shape[1:3]
+        scaled = points.flatten(1, 2) * scale
+        base, base_slope = self._base(scaled, gradient and not self.residual_gradient)
+        shape, texture, arguments = run_layers(scaled, self.layers, net.config.depth, keep=gradient)
+        values = net.regions.values(shape, texture, directions)
+        output = fuse(values, base.unflatten(1, grid), net.beta, self.subset)
+        if self.with_features:
+            kept = None if self.subset is None else self.subset.channels
+            output = replace(output, features=net.regions.features(texture, directions, values.mask, kept))
+        if not gradient:
+            return output, None
+        slope = distance_gradient(arguments, self.layers, net.regions.sdf.weight)
+        slope = scale * (slope if base_slope is None else slope + base_slope)
+        return output, slope.unflatten(1, grid)
+
+    def _base(self, points: Tensor, gradient: bool) -> tuple[Tensor, Tensor | None]:
+        """Distance (N, P) of the base and, if wanted, its gradient (N, P, 3), in the networks' units."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.base_gradient):
+            net = self.net.base
+            last, _, arguments = run_layers(points, self.base, len(self.base), keep=gradient)
+            head = net.sdf.of_scenes(len(points))
+            distance = sine_affine(last, head.weight, head.bias)[:, :, 0, :, 0].sum(1)
+            slope = distance_gradient(arguments, self.base, net.sdf.weight) if gradient else None
+        return distance, slope
+
+
+# ---------------------------------------------------------------- layers
+
+
+def run_layers(points: Tensor, layers: Layers, depth: int, keep: bool = False) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Points (N, P, 3) through all layers.
+
+    Returns:
+        Arguments (N, K, 1, P, C) of the sines of layer ``depth`` (counted from 1) and of the last layer; all of them
+        in order if ``keep``.
+    """
+    groups = layers[0].weight.shape[1]
+    x = points[:, None, None].expand(-1, groups, -1, -1, -1)
+    argument = affine(x, layers[0].weight, layers[0].bias)
+    kept = [argument] if keep else []
+    middle = argument
+    for number, layer in enumerate(layers[1:], start=2):
+        argument = sine_affine(argument, layer.weight, layer.bias)
+        if number == depth:
+            middle = argument
+        if keep:
+            kept.append(argument)
+    return middle, argument, kept
+
+
+def distance_gradient(arguments: Sequence[Tensor], layers: Layers, head: Tensor) -> Tensor:
+    """Gradient of the summed distances with respect to the points that entered the layers.
+
+    ``g_l = cos(a_l) * (W_(l+1)' g_(l+1))`` from the distance's weights down to the points.
+
+    Args:
+        arguments: of the sines of all layers, (N, K, 1, P, C).
+        head: (K, 1, C) weight of the distances.
+
+    Returns:
+        (N, P, 3).
+    """
+    last = arguments[-1]
+    ones = last.new_ones(*last.shape[:-1], 1)
+    pulled = cosine_back(last, ones, head.expand(len(last), *head.shape))
+    for argument, layer in zip(reversed(arguments[:-1]), reversed(layers[1:]), strict=True):
+        pulled = cosine_back(argument, pulled, layer.weight)
+    return torch.matmul(pulled[:, :, 0], layers[0].weight).sum(1)
+
+
+def cosine_back(a: Tensor, upper: Tensor, weight: Tensor) -> Tensor:
+    """``cos(a) * (upper W)``: one step of :func:`distance_gradient`.
+
+    Args:
+        a: (N, K, 1, P, I) arguments of the sines below.
+        upper: (N, K, 1, P, O).
+        weight: (N, K, O, I).
+
+    Returns:
+        (N, K, 1, P, I). The backward keeps the arguments only. Differentiable any number of times.
+    """
+    return _CosineBack.apply(a, upper, weight)
+
+
+def _times(rows: Tensor, weight: Tensor) -> Tensor:
+    """(N, K, 1, P, O) @ (N, K, O, I) -> (N, K, 1, P, I)."""
+    product = torch.bmm(rows.reshape(-1, *rows.shape[-2:]), weight.reshape(-1, *weight.shape[-2:]))
+    return product.reshape(*rows.shape[:-1], weight.shape[-1])
+
+
+class _CosineBack(torch.autograd.Function):
+    """See :func:`cosine_back`; the backward is made of differentiable operations."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, upper: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(a, upper, weight)
+        return torch.cos(a) * _times(upper, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # type: ignore[override]
+        a, upper, weight = ctx.saved_tensors
+        grad_a = grad_upper = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            grad_a = -torch.sin(a) * grad * _times(upper, weight)
+        through = torch.cos(a) * grad
+        if ctx.needs_input_grad[1]:
+            grad_upper = _times(through, weight.transpose(-1, -2))
+        if ctx.needs_input_grad[2]:
+            rows, columns = (x.reshape(-1, *x.shape[-2:]) for x in (upper, through))
+            grad_weight = torch.bmm(rows.transpose(1, 2), columns).reshape(weight.shape)
+        return grad_a, grad_upper, grad_weight
+
+
+def of_directions(directions: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """What view directions (N, R, 3) add behind weights (K, O, 3) and bias (K, O): (N, K, R, O)."""
+    return torch.einsum("nrd,kod->nkro", directions, weight) + bias[:, None]
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
