@@ -118,6 +118,23 @@ def minibatch_std(
     return torch.cat([x, y[:, :, None, None].expand(-1, -1, height, length)], dim=1)
 
 
+def dividing_group(count: int, size: int = 4) -> int:
+    """Samples in a group where ``size`` need not divide the batch: ``size``, else 3, else 2 (StyleSDF, CNeRF).
+
+    Raises:
+        ValueError: none of them divides ``count``.
+
+    >>> [dividing_group(count) for count in (1, 3, 8, 6, 10)]
+    [1, 3, 4, 3, 2]
+    """
+    for group in (min(size, count), 3, 2):
+        if count % group == 0:
+            return group
+    raise ValueError(
+        f"minibatch statistics: {count} samples do not divide into groups of {size}, 3 or 2; use another batch size"
+    )
+
+
 class DiscriminatorBlock(nn.Module):
     """One resolution: two convolutions, the second halves the picture."""
 
@@ -173,12 +190,16 @@ class DiscriminatorEpilogue(nn.Module):
         self.fc = FullyConnected(16 * width, width, activation="lrelu")
         self.out = FullyConnected(width, self.label_width or 1)
 
+    def group(self, count: int) -> int | None:
+        """Samples in a group of the statistic in a pass of ``count``."""
+        return self.group_size
+
     def forward(self, x: Tensor, image: Tensor | None, label: Tensor | None) -> Tensor:
         """x (N, C, 4, 4), mapped label (N, C) or None -> (N, 1)."""
         x = x.to(self.conv.weight.dtype, memory_format=torch.contiguous_format)
         if self.fromrgb is not None and image is not None:
             x = x + self.fromrgb(image.to(x.dtype))
-        x = minibatch_std(x, self.group_size, self.group_channels, self.grouping)
+        x = minibatch_std(x, self.group(len(x)), self.group_channels, self.grouping)
         x = self.out(self.fc(self.conv(x).flatten(1)))
         return x if label is None else (x * label).sum(dim=1, keepdim=True) / math.sqrt(self.label_width)
 
