@@ -10,6 +10,7 @@ Letters: N batch, V vertices, F faces, S image size, P candidate (triangle, pixe
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -181,6 +182,13 @@ def _face_ids_torch(screen: Tensor, faces: Tensor, size: int, near: float, far: 
     width = high[:, 0] - low[:, 0] + 1
     pairs = width * (high[:, 1] - low[:, 1] + 1)
     keys = torch.full((count * size * size,), EMPTY, dtype=torch.int64, device=screen.device)
+    for part in portions(pairs):
+        _splat(keys, corner, triangle[part], low[part], width[part], pairs[part], size, faces_count, (near, far))
+    return torch.where(keys == EMPTY, -1, keys & 0xFFFFFFFF).view(count, size, size)
+
+
+def portions(pairs: Tensor) -> Iterator[slice]:
+    """Slices of triangles with at most :data:`MAX_PAIRS` candidate pixels together (or one triangle with more)."""
     ends = pairs.cumsum(0)
     total = int(ends[-1]) if len(ends) else 0
     start = 0
@@ -189,10 +197,23 @@ def _face_ids_torch(screen: Tensor, faces: Tensor, size: int, near: float, far: 
         stop = len(pairs)
         if total - done > MAX_PAIRS:
             stop = max(start + 1, int(torch.searchsorted(ends, done + MAX_PAIRS)))
-        part = slice(start, stop)
-        _splat(keys, corner, triangle[part], low[part], width[part], pairs[part], size, faces_count, (near, far))
+        yield slice(start, stop)
         start = stop
-    return torch.where(keys == EMPTY, -1, keys & 0xFFFFFFFF).view(count, size, size)
+
+
+def box_pixels(low: Tensor, width: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """All pixels of bounding boxes: (P,) number of the box, column and row.
+
+    Args:
+        low: (B, 2) first column and row of each box.
+        width: (B,) columns.
+        pairs: (B,) pixels.
+    """
+    box = torch.repeat_interleave(torch.arange(len(pairs), device=pairs.device), pairs)
+    local = torch.arange(len(box), device=pairs.device) - (pairs.cumsum(0) - pairs)[box]
+    column = low[box, 0] + local % width[box]
+    row = low[box, 1] + torch.div(local, width[box], rounding_mode="floor")
+    return box, column, row
 
 
 def _splat(
@@ -207,10 +228,7 @@ def _splat(
     depth_range: tuple[float, float],
 ) -> None:
     """Test every pixel of some bounding boxes; lower ``keys`` (depth bits, face id) where a triangle covers it."""
-    box = torch.repeat_interleave(torch.arange(len(pairs), device=keys.device), pairs)
-    local = torch.arange(len(box), device=keys.device) - (pairs.cumsum(0) - pairs)[box]
-    column = low[box, 0] + local % width[box]
-    row = low[box, 1] + torch.div(local, width[box], rounding_mode="floor")
+    box, column, row = box_pixels(low, width, pairs)
     triangle = triangle[box]
     corners = corner[triangle].double()
     w0, w1, w2 = _edge_weights(corners, column.double(), row.double())
@@ -230,9 +248,9 @@ def _fragments(screen: Tensor, faces: Tensor, face: Tensor) -> Fragments:
     hit = face >= 0
     image, row, column = hit.nonzero(as_tuple=True)
     corners = screen[image[:, None], faces[face[hit]]].double()
-    weights = torch.stack(_edge_weights(corners, column.double(), row.double()), dim=-1) / corners[..., 2]
-    total = weights.sum(dim=-1, keepdim=True)
-    area = torch.stack(_edge_weights(corners, column.double(), row.double()), dim=-1).sum(dim=-1)
+    flat = torch.stack(_edge_weights(corners, column.double(), row.double()), dim=-1)
+    weights = flat / corners[..., 2]
+    total, area = weights.sum(dim=-1, keepdim=True), flat.sum(dim=-1)
     barycentric = torch.zeros(count, size, size, 3, dtype=screen.dtype, device=screen.device)
     barycentric[hit] = (weights / total).to(screen.dtype)
     depth = torch.zeros(count, size, size, dtype=screen.dtype, device=screen.device)
