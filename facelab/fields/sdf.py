@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """StyleSDF's field: a FiLM-SIREN that tells signed distance, colour and features (arXiv 2112.11427, section 3.1).
 
-Shape legend: N scenes, R rays, S samples per ray, P = R S points, C width, W width of the style code, T = 1 for
-values or 4 for values and their derivatives (:mod:`facelab.nn.film`).
+Shape legend: N scenes, R rays, S samples per ray, P = R S points, C width, W width of the style code.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from facelab.fields.output import BoundField, FieldOutput
-from facelab.nn.film import FilmLinear, FilmSine, StackedLinear, affine, point_tangents, sine_affine
+from facelab.nn.film import FilmLinear, FilmSine, StackedLinear, affine, pull_back, sine_affine
 
 BETA_START = 0.1
 
@@ -125,33 +124,34 @@ class SdfField(nn.Module):
         Raises:
             ValueError: the numbers of scenes or rays differ.
         """
-        rgb, distance, feature = self.raw(points, directions, film, features=features)
-        return self._output(rgb, distance[:, 0], feature)
+        rgb, distance, feature, _ = self.raw(points, directions, film, features=features)
+        return self._output(rgb, distance, feature)
 
     def with_gradient(
         self, points: Tensor, directions: Tensor, film: SdfFilm, features: bool = True
     ) -> tuple[FieldOutput, Tensor]:
         """:meth:`forward`, and the gradient (N, R, S, 3) of the first output with respect to the points.
 
-        The derivatives are pushed forward through the layers; see :class:`DistanceField`.
+        It is pulled back through the layers (:func:`~facelab.nn.film.pull_back`); see :class:`DistanceField`.
         """
-        rgb, distance, feature = self.raw(points, directions, film, features=features, tangents=True)
-        return self._output(rgb, distance[:, 0], feature), distance[:, 1:].squeeze(-1).movedim(1, -1)
+        rgb, distance, feature, slope = self.raw(points, directions, film, features=features, gradient=True)
+        assert slope is not None
+        return self._output(rgb, distance, feature), slope
 
     def distances(self, points: Tensor, film: SdfFilm) -> Tensor:
         """(N, R, S, 3) points -> (N, R, S, 1) signed distance alone (meshes, sphere initialisation)."""
         with torch.autocast(points.device.type, enabled=False):
-            a = self._trunk(_at_least_float32(points), film, False)
-            return self._distance(a)[:, 0].unflatten(1, points.shape[1:3])
+            last = self._trunk(_at_least_float32(points), film)[-1]
+            return sine_affine(last, self.distance.weight, self.distance.bias).unflatten(1, points.shape[1:3])
 
     def raw(
-        self, points: Tensor, directions: Tensor, film: SdfFilm, *, features: bool = True, tangents: bool = False
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        self, points: Tensor, directions: Tensor, film: SdfFilm, *, features: bool = True, gradient: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """The outputs of the network.
 
         Returns:
-            colour (N, R, S, 3) before the sigmoid; signed distance (N, T, R, S, 1), with its derivatives when
-            ``tangents``; features (N, R, S, C) in [-1, 1] or None.
+            colour (N, R, S, 3) before the sigmoid; signed distance (N, R, S, 1); features (N, R, S, C) in [-1, 1] or
+            None; gradient (N, R, S, 3) of the signed distance with respect to ``points`` or None.
         """
         if points.shape[:2] != directions.shape[:2] or len(film) != len(points):
             raise ValueError(
@@ -160,28 +160,31 @@ class SdfField(nn.Module):
             )
         rays = points.shape[1:3]
         with torch.autocast(points.device.type, enabled=False):
-            a = self._trunk(_at_least_float32(points), film, tangents)
-            distance = self._distance(a).unflatten(2, rays)
+            arguments = self._trunk(_at_least_float32(points), film, keep=gradient)
+            distance = sine_affine(arguments[-1], self.distance.weight, self.distance.bias).unflatten(1, rays)
+            slope = None
+            if gradient:
+                slope = self._scale * pull_back(arguments, film.points, self.distance.weight[0]).unflatten(1, rays)
             width, view = self.config.width, film.view
             # the view direction is the same for the samples of a ray, so its share is added per ray
-            seen = sine_affine(a[:, :1], view.weight[..., :width], view.bias)[:, 0].unflatten(1, rays)
+            seen = sine_affine(arguments[-1], view.weight[..., :width], view.bias).unflatten(1, rays)
             of_ray = _at_least_float32(directions) @ view.weight[..., width:].transpose(1, 2)
             seen = seen + of_ray[:, :, None]
-            rgb = sine_affine(seen.flatten(1, 2)[:, None], self.rgb.weight, self.rgb.bias)[:, 0].unflatten(1, rays)
-            return rgb, distance, torch.sin(seen) if features else None
+            rgb = sine_affine(seen, self.rgb.weight, self.rgb.bias)
+            return rgb, distance, torch.sin(seen) if features else None, slope
 
-    def _trunk(self, points: Tensor, film: SdfFilm, tangents: bool) -> Tensor:
-        """Points -> (N, T, P, C), what enters the sine of the last layer."""
-        scale = 1.0 if self.config.box_side is None else 2 / self.config.box_side
-        flat = points.flatten(1, 2)
-        x = point_tangents(flat, scale) if tangents else (scale * flat)[:, None]
-        a = affine(x, film.points[0].weight, film.points[0].bias)
+    def _trunk(self, points: Tensor, film: SdfFilm, keep: bool = False) -> list[Tensor]:
+        """Points -> (N, P, C), what enters the sine of the last layer; with ``keep`` of all layers in order."""
+        first = film.points[0]
+        arguments = [affine(self._scale * points.flatten(1, 2), first.weight, first.bias)]
         for layer in film.points[1:]:
-            a = sine_affine(a, layer.weight, layer.bias)
-        return a
+            following = sine_affine(arguments[-1], layer.weight, layer.bias)
+            arguments = [*arguments, following] if keep else [following]
+        return arguments
 
-    def _distance(self, a: Tensor) -> Tensor:
-        return sine_affine(a, self.distance.weight, self.distance.bias)
+    @property
+    def _scale(self) -> float:
+        return 1.0 if self.config.box_side is None else 2 / self.config.box_side
 
     def _output(self, rgb: Tensor, distance: Tensor, features: Tensor | None) -> FieldOutput:
         color = torch.sigmoid(rgb)

@@ -4,17 +4,17 @@
 A layer is ``sin(frequency * (W x + b) + phase)``. Frequency and bias are folded into weight and phase of each scene
 (:class:`FilmLinear`), so that the layer on points is one matrix product and one sine.
 
-Values may travel with their derivatives with respect to the point: the axis T before the points holds the value
-alone (T = 1) or the value and its three derivatives along x, y and z (T = 4). They are pushed forward layer by
-layer, ``dy = cos(a) W' dx``, so a loss on the gradient of a field needs one ordinary backward.
+The gradient of a linear map of the last layer with respect to the points is pulled back through the layers as ordinary
+tensors (:func:`pull_back`): one more product per layer, and a loss on it needs one ordinary backward.
 
-Shape legend: N scenes, G layers side by side (an axis that is there only with ``groups``), T as above, P points,
-I and O inputs and outputs of a layer, W width of the style code. ``...`` is N or N, G.
+Shape legend: N scenes, G layers side by side (an axis that is there only with ``groups``), P any axes of points, I and
+O inputs and outputs of a layer, W width of the style code. ``...`` is N or N, G.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,7 +26,6 @@ from facelab.nn.init import uniform_
 
 LEAK = 0.2
 FREQUENCY_GAIN, FREQUENCY_SHIFT, PHASE_GAIN = 15.0, 30.0, 0.25
-TANGENTS = 4  # the value and its derivatives along x, y and z
 Kind = Literal["normal", "freq"]
 
 
@@ -67,65 +66,41 @@ def scaled_linear_(weight: Tensor, bias: Tensor, kind: Kind, generator: torch.Ge
     fan_in_bias_(bias, weight.shape[-1], generator)
 
 
-# ---------------------------------------------------------------- sines of values and derivatives
-
-
-def point_tangents(points: Tensor, scale: float = 1.0) -> Tensor:
-    """(..., P, 3) points -> (..., 4, P, 3): ``scale * points`` and their derivatives, ``scale`` times the unit vectors."""
-    units = (scale * torch.eye(3, device=points.device, dtype=points.dtype))[:, None]
-    units = units.expand(*points.shape[:-2], 3, *points.shape[-2:])
-    return torch.cat([(scale * points)[..., None, :, :], units], dim=-3)
+# ---------------------------------------------------------------- values at points
 
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """``W x + b`` of values and derivatives; the bias enters the value alone.
+    """``W x + b`` at points.
 
     Args:
-        x: (..., T, P, I).
+        x: (..., P, I).
         weight: (..., O, I) of each scene, or (O, I) for all.
         bias: (..., O) or (O,).
 
     Returns:
-        (..., T, P, O).
+        (..., P, O).
     """
     if weight.ndim == 2:
-        if x.shape[-3] == 1:
-            return F.linear(x, weight, bias)
-        product = F.linear(x, weight)
-        return torch.cat([product[..., :1, :, :] + bias, product[..., 1:, :, :]], dim=-3)
-    tangents, points = x.shape[-3:-1]
-    rows, weights = x.reshape(-1, tangents * points, x.shape[-1]), weight.reshape(-1, *weight.shape[-2:])
-    biases = bias.reshape(-1, 1, bias.shape[-1])
-    if tangents == 1:
-        product = torch.baddbmm(biases, rows, weights.transpose(1, 2))
-    else:
-        product = torch.bmm(rows, weights.transpose(1, 2))
-        product[:, :points] += biases
-    return product.unflatten(1, (tangents, points)).unflatten(0, weight.shape[:-2])
-
-
-def sine(a: Tensor) -> Tensor:
-    """Sine of values and derivatives (..., T, P, C): ``sin(a)``, and ``cos(a) da`` where there are derivatives."""
-    if a.shape[-3] == 1:
-        return torch.sin(a)
-    value = a[..., :1, :, :]
-    return torch.cat([torch.sin(value), torch.cos(value) * a[..., 1:, :, :]], dim=-3)
+        return F.linear(x, weight, bias)
+    rows, weights = _batches(x, weight)
+    product = torch.baddbmm(bias.reshape(-1, 1, bias.shape[-1]), rows, weights.transpose(1, 2))
+    return product.reshape(*x.shape[:-1], weight.shape[-2])
 
 
 def sine_affine_plain(a: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """``affine(sine(a), weight, bias)``: the definition of :func:`sine_affine`, kept by autograd step by step."""
-    return affine(sine(a), weight, bias)
+    """``affine(sin(a), weight, bias)``: the definition of :func:`sine_affine`, kept by autograd step by step."""
+    return affine(torch.sin(a), weight, bias)
 
 
 def sine_affine(a: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """``affine(sine(a), weight, bias)``, of which the backward keeps ``a`` alone: the sine is computed again there.
+    """``affine(sin(a), weight, bias)``, of which the backward keeps ``a`` alone: the sine is computed again there.
 
     Args:
-        a: (..., T, P, I) arguments of the sine.
+        a: (..., P, I) arguments of the sine.
         weight, bias: see :func:`affine`.
 
     Returns:
-        (..., T, P, O). Differentiable any number of times.
+        (..., P, O). Differentiable any number of times.
     """
     return _SineAffine.apply(a, weight, bias)
 
@@ -136,50 +111,104 @@ class _SineAffine(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(a, weight, bias)
-        return affine(sine(a), weight, bias)
+        return affine(torch.sin(a), weight, bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # type: ignore[override]
         a, weight, bias = ctx.saved_tensors
         grad_a = grad_weight = grad_bias = None
         if ctx.needs_input_grad[1]:
-            grad_weight = _product_over_points(grad, sine(a), weight)
+            grad_weight = _of_weight(grad, torch.sin(a), weight)
         if ctx.needs_input_grad[2]:
-            grad_bias = grad[..., 0, :, :].sum(-2)
-            grad_bias = grad_bias.reshape(-1, *bias.shape).sum(0)
+            lead = bias.shape[:-1]
+            grad_bias = grad.reshape(*lead, -1, bias.shape[-1]).sum(-2)
         if ctx.needs_input_grad[0]:
-            grad_a = _sine_backward(a, _back(grad, weight))
+            grad_a = torch.cos(a) * times(grad, weight)
         return grad_a, grad_weight, grad_bias
 
 
-def _back(grad: Tensor, weight: Tensor) -> Tensor:
-    """(..., T, P, O) -> (..., T, P, I): the gradient of what entered :func:`affine`."""
+# ---------------------------------------------------------------- gradients at points
+
+
+def pull_back(arguments: Sequence[Tensor], layers: Sequence[FilmLinear], upper: Tensor) -> Tensor:
+    """The gradient of ``sum(upper * sin(arguments[-1]))`` with respect to what entered the first layer.
+
+    ``g_(l-1) = (cos(a_l) * g_l) W_l`` from the last layer down to the points, as ordinary tensors of the graph.
+
+    Args:
+        arguments: (..., P, O_l) of the sines of all layers in order.
+        layers: what made them of the points and of each other, as many.
+        upper: weight of the distance, broadcastable to the last argument.
+
+    Returns:
+        (..., P, 3).
+    """
+    gradient = upper.expand_as(arguments[-1])
+    for argument, layer in zip(reversed(arguments), reversed(layers), strict=True):
+        gradient = cosine_back(argument, gradient, layer.weight)
+    return gradient
+
+
+def cosine_back_plain(a: Tensor, upper: Tensor, weight: Tensor) -> Tensor:
+    """``(cos(a) * upper) W``: the definition of :func:`cosine_back`, kept by autograd step by step."""
+    return times(torch.cos(a) * upper, weight)
+
+
+def cosine_back(a: Tensor, upper: Tensor, weight: Tensor) -> Tensor:
+    """``(cos(a) * upper) W``, one step of :func:`pull_back`; the backward keeps the arguments alone.
+
+    Args:
+        a, upper: (..., P, O).
+        weight: (..., O, I) of each scene, or (O, I) for all.
+
+    Returns:
+        (..., P, I). Differentiable any number of times.
+    """
+    return _CosineBack.apply(a, upper, weight)
+
+
+class _CosineBack(torch.autograd.Function):
+    """See :func:`cosine_back`; the backward is made of differentiable operations."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, upper: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(a, upper, weight)
+        return times(torch.cos(a) * upper, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # type: ignore[override]
+        a, upper, weight = ctx.saved_tensors
+        grad_a = grad_upper = grad_weight = None
+        cosine = torch.cos(a)
+        if ctx.needs_input_grad[2]:
+            grad_weight = _of_weight(cosine * upper, grad, weight)
+        if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
+            through = times(grad, weight.transpose(-1, -2))
+            grad_upper = cosine * through
+            grad_a = -torch.sin(a) * upper * through
+        return grad_a, grad_upper, grad_weight
+
+
+def times(x: Tensor, weight: Tensor) -> Tensor:
+    """(..., P, O) times (..., O, I) or (O, I) -> (..., P, I)."""
     if weight.ndim == 2:
-        return F.linear(grad, weight.t())
-    tangents, points = grad.shape[-3:-1]
-    rows = grad.reshape(-1, tangents * points, grad.shape[-1])
-    product = torch.bmm(rows, weight.reshape(-1, *weight.shape[-2:]))
-    return product.unflatten(1, (tangents, points)).unflatten(0, weight.shape[:-2])
+        return torch.matmul(x, weight)
+    rows, weights = _batches(x, weight)
+    return torch.bmm(rows, weights).reshape(*x.shape[:-1], weight.shape[-1])
 
 
-def _product_over_points(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """The gradient of the weight of :func:`affine`, in its shape."""
+def _of_weight(rows: Tensor, columns: Tensor, weight: Tensor) -> Tensor:
+    """Sum over the points of outer products (..., P, O) by (..., P, I), in the shape of the weight."""
     if weight.ndim == 2:
-        return grad.flatten(0, -2).t() @ x.flatten(0, -2)
-    scenes = weight.shape[:-2].numel()
-    rows, inputs = grad.reshape(scenes, -1, grad.shape[-1]), x.reshape(scenes, -1, x.shape[-1])
-    return torch.bmm(rows.transpose(1, 2), inputs).reshape(weight.shape)
+        return rows.flatten(0, -2).t() @ columns.flatten(0, -2)
+    (left, _), (right, _) = _batches(rows, weight), _batches(columns, weight)
+    return torch.bmm(left.transpose(1, 2), right).reshape(weight.shape)
 
 
-def _sine_backward(a: Tensor, grad: Tensor) -> Tensor:
-    """The gradient of ``a`` from that of ``sine(a)``."""
-    if a.shape[-3] == 1:
-        return torch.cos(a) * grad
-    value, slopes = a[..., :1, :, :], a[..., 1:, :, :]
-    through = (grad[..., 1:, :, :] * slopes).sum(-3, keepdim=True)
-    cosine = torch.cos(value)
-    of_value = cosine * grad[..., :1, :, :] - torch.sin(value) * through
-    return torch.cat([of_value, cosine * grad[..., 1:, :, :]], dim=-3)
+def _batches(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """(..., P, C) and (..., O, I) -> (B, P, C) and (B, O, I) with one batch axis for all in front."""
+    count = weight.shape[:-2].numel()
+    return x.reshape(count, -1, x.shape[-1]), weight.reshape(count, *weight.shape[-2:])
 
 
 # ---------------------------------------------------------------- layers

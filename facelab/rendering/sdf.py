@@ -54,13 +54,13 @@ class SdfOptions:
         sampling: ``offset``: S depths from near on, all of a ray moved by one random share of a step; ``stratified``:
             S depths from near to far, each moved on its own between its neighbours' midpoints.
         samples: return the signed distance of every sample, which a loss on it needs.
-        gradient: also return its gradient: ``forward`` derivatives pushed through the layers, ``autograd`` the
-            derivative of the graph (the same numbers, a slower backward), ``none``.
+        gradient: also return its gradient: ``layers`` pulled back through the layers as ordinary tensors,
+            ``autograd`` the derivative of the graph (the same numbers, a slower backward), ``none``.
     """
 
     sampling: Sampling = "offset"
     samples: bool = False
-    gradient: Literal["none", "forward", "autograd"] = "none"
+    gradient: Literal["none", "layers", "autograd"] = "none"
 
 
 # ---------------------------------------------------------------- depths
@@ -192,7 +192,7 @@ def render_sdf(
     samples outlives a chunk unless it is asked for; with gradient and ``settings.recompute`` neither do activations.
 
     Args:
-        field: callable (points, directions) -> FieldOutput; ``options.gradient`` ``forward`` needs a DistanceField.
+        field: callable (points, directions) -> FieldOutput; ``options.gradient`` ``layers`` needs a DistanceField.
         rays: N x R rays with non-unit directions; their ``limits`` replace near and far, their ``views`` are what
             the field sees.
         settings: near, far, ``samples_coarse``, jitter, ``background`` ``none`` or ``last``, normals;
@@ -212,7 +212,7 @@ def render_sdf(
     check_sdf_settings(settings)
     integrator = SdfIntegrator("last" if settings.background == "last" else "none")
     noise = _draw_noise(draws, settings, options, rays)
-    if options.gradient != "none":  # derivatives along three axes travel with each value
+    if options.gradient != "none":  # all layers of a chunk are alive at once
         settings = settings.replace(max_points=max(1, settings.max_points // 4))
 
     def chunk(part: Rays, part_noise: RayNoise) -> SdfRenderOutput:
@@ -258,7 +258,7 @@ def _evaluate(
         return gradient_by_autograd(field, points, views)
     with_gradient = getattr(field, "with_gradient", None)
     if with_gradient is None:
-        raise ValueError("this field cannot push derivatives forward: use gradient='autograd'")
+        raise ValueError("this field has no with_gradient: use SdfOptions(gradient='autograd')")
     return with_gradient(points, views)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FiLM-SIREN layers: folded modulation, pushed-forward derivatives, the lean backward, groups, initial values."""
+"""FiLM-SIREN layers: folded modulation, gradients pulled back, the lean backward, groups, initial values."""
 
 from __future__ import annotations
 
@@ -28,58 +28,71 @@ def test_layer_is_the_formula_written_down() -> None:
     phase = 0.25 * (style @ made.phase.weight.T + made.phase.bias)
     expected = torch.sin(frequency[:, None] * (x @ made.weight.T + made.bias) + phase[:, None])
     ready = made.modulate(style)
-    torch.testing.assert_close(film.sine(film.affine(x[:, None], ready.weight, ready.bias))[:, 0], expected)
+    torch.testing.assert_close(torch.sin(film.affine(x, ready.weight, ready.bias)), expected)
 
 
-@pytest.mark.parametrize("tangents", [1, 4])
 @pytest.mark.parametrize("lead", [(), (2,), (2, 3)])
-def test_lean_backward_is_exact_to_the_second_order(tangents: int, lead: tuple[int, ...]) -> None:
-    a = random(*(lead or (2,)), tangents, 3, 4).requires_grad_()
+@pytest.mark.parametrize("points", [(3,), (1, 3)])
+def test_lean_backward_is_exact_to_the_second_order(lead: tuple[int, ...], points: tuple[int, ...]) -> None:
+    a = random(*(lead or (2,)), *points, 4).requires_grad_()
     weight, bias = random(*lead, 2, 4, seed=1).requires_grad_(), random(*lead, 2, seed=2).requires_grad_()
     torch.testing.assert_close(film.sine_affine(a, weight, bias), film.sine_affine_plain(a, weight, bias))
     assert torch.autograd.gradcheck(film.sine_affine, (a, weight, bias))
     assert torch.autograd.gradgradcheck(film.sine_affine, (a, weight, bias))
+    upper, down = random(*a.shape, seed=3).requires_grad_(), random(*lead, 4, 2, seed=4).requires_grad_()
+    torch.testing.assert_close(film.cosine_back(a, upper, down), film.cosine_back_plain(a, upper, down))
+    assert torch.autograd.gradcheck(film.cosine_back, (a, upper, down))
+    assert torch.autograd.gradgradcheck(film.cosine_back, (a, upper, down))
 
 
-def test_lean_backward_keeps_only_its_input() -> None:
-    a, weight, bias = random(1, 4, 50, 8).requires_grad_(), random(8, 8, seed=1).requires_grad_(), random(8, seed=2)
+def kept_bytes(function, *tensors: Tensor) -> int:
+    """What the graph of a call holds on to."""
+    sizes: dict[int, int] = {}
 
-    def kept(function) -> int:
-        sizes: dict[int, int] = {}
+    def pack(x: Tensor) -> Tensor:
+        sizes[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
 
-        def pack(x: Tensor) -> Tensor:
-            sizes[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
-            return x
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-            function(a, weight, bias)
-        return sum(sizes.values())
-
-    own = a.numel() * 8 + weight.numel() * 8 + bias.numel() * 8
-    assert kept(film.sine_affine) == own
-    assert kept(film.sine_affine_plain) > 2 * own
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        kept = function(*tensors)
+    assert kept.requires_grad
+    return sum(sizes.values())
 
 
-def test_tangents_are_the_derivatives_of_a_chain_of_layers() -> None:
-    first, second, style = layer(3, first=True), layer(4), random(2, 6, seed=1)
-    one, two = first.modulate(style), second.modulate(style)
-    points = random(2, 6, 3, seed=4, scale=0.3).requires_grad_()
-
-    def chain(x: Tensor) -> Tensor:
-        return film.sine_affine(film.affine(x, one.weight, one.bias), two.weight, two.bias)
-
-    scale = 2.5
-    pushed = chain(film.point_tangents(points, scale))
-    plain = chain(scale * points[:, None])[:, 0]
-    torch.testing.assert_close(pushed[:, 0], plain)
-    for channel in range(plain.shape[-1]):
-        (expected,) = torch.autograd.grad(plain[..., channel].sum(), points, retain_graph=True)
-        torch.testing.assert_close(pushed[:, 1:, :, channel].movedim(1, -1), expected)
+def test_lean_backward_keeps_only_its_inputs() -> None:
+    a, weight, bias = random(1, 200, 8).requires_grad_(), random(8, 8, seed=1).requires_grad_(), random(8, seed=2)
+    own = 8 * (a.numel() + weight.numel() + bias.numel())
+    assert kept_bytes(film.sine_affine, a, weight, bias) == own
+    assert kept_bytes(film.sine_affine_plain, a, weight, bias) > 1.8 * own
+    upper = random(1, 200, 8, seed=3).requires_grad_()
+    own = 8 * (2 * a.numel() + weight.numel())
+    assert kept_bytes(film.cosine_back, a, upper, weight) == own
+    assert kept_bytes(film.cosine_back_plain, a, upper, weight) > 1.8 * own
 
 
-@pytest.mark.parametrize("tangents", [1, 4])
-def test_groups_are_layers_side_by_side(tangents: int) -> None:
-    made, style, x = layer(groups=3), random(2, 3, 6, seed=1), random(2, 3, tangents, 7, 5)
+@pytest.mark.parametrize("groups", [None, 2])
+def test_pulled_back_gradient_is_that_of_autograd(groups: int | None) -> None:
+    first, second = layer(3, groups, first=True), layer(4, groups)
+    style = random(2, 6, seed=1) if groups is None else random(2, groups, 6, seed=1)
+    layers = [first.modulate(style), second.modulate(style)]
+    points = random(*style.shape[:-1], 7, 3, seed=4, scale=0.3).requires_grad_()
+    head = random(4, seed=5)
+    a = film.affine(points, layers[0].weight, layers[0].bias)
+    b = film.sine_affine(a, layers[1].weight, layers[1].bias)
+    (expected,) = torch.autograd.grad((torch.sin(b) @ head).sum(), points, create_graph=True)
+    pulled = film.pull_back([a, b], layers, head)
+    torch.testing.assert_close(pulled, expected)
+    parameters = [*first.parameters(), *second.parameters()]
+    for ours, theirs in zip(
+        torch.autograd.grad(pulled.square().sum(), parameters, retain_graph=True, allow_unused=True),
+        torch.autograd.grad(expected.square().sum(), parameters, allow_unused=True),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_groups_are_layers_side_by_side() -> None:
+    made, style, x = layer(groups=3), random(2, 3, 6, seed=1), random(2, 3, 7, 5)
     ready = made.modulate(style)
     together = film.affine(x, ready.weight, ready.bias)
     for group in range(3):
@@ -90,8 +103,7 @@ def test_groups_are_layers_side_by_side(tangents: int) -> None:
     head = film.StackedLinear(5, 2, "freq", 3).double()
     head.reset_parameters(torch.Generator().manual_seed(5))
     of_scenes = head.of_scenes(2)
-    expected = torch.stack([x[:, g] @ head.weight[g].T for g in range(3)], dim=1)
-    expected[:, :, 0] += head.bias[:, None]
+    expected = torch.stack([x[:, g] @ head.weight[g].T + head.bias[g] for g in range(3)], dim=1)
     torch.testing.assert_close(film.affine(x, of_scenes.weight, of_scenes.bias), expected)
 
 
