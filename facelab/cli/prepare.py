@@ -14,6 +14,7 @@ from facelab.cli.parser import masks
 from facelab.cli.photos import photos
 from facelab.cli.prepare_eg3d import COMMANDS as EG3D
 from facelab.cli.prepare_eg3d import check_cameras_of, has_cameras
+from facelab.cli.prepare_lmdb import check_lmdb, lmdb
 from facelab.errors import UserError
 
 FOLDER = click.Path(path_type=Path)
@@ -95,14 +96,26 @@ def synthetic(dst: Path, count: int, size: int, seed: int) -> None:
 @click.option("--fast", is_flag=True, help="Of large sets, decode a sample of 64 only.")
 @click.option("--picture", type=FOLDER, help="Sets with cameras: also draw poses and extreme pictures into this file.")
 @click.option("--report", type=FOLDER, help="Sets with cameras: also write everything found into this JSON file.")
+@click.option("--masks", type=FOLDER, help="LMDB: folder of the label maps.  [default: beside the LMDB]")
 @friendly
-def check(folder: Path, fast: bool, picture: Path | None, report: Path | None) -> None:
+def check(folder: Path, fast: bool, picture: Path | None, report: Path | None, masks: Path | None) -> None:
     """Look at every file of a data set; exit status 2 if something is wrong.
 
-    DATASET is a folder of pictures with masks, or a folder or zip of pictures with cameras (dataset.json).
+    DATASET is a folder of pictures with masks, a folder or zip of pictures with cameras (dataset.json), or an LMDB.
     Of cameras it says convention, radius, histogram of poses with the deviations it implies; of masks whether
-    they fit their pictures; of pictures which are damaged or copies.
+    they fit their pictures; of pictures which are damaged or copies; of an LMDB its sizes and what is missing.
     """
+    from facelab.data.lmdb_store import is_lmdb
+
+    if is_lmdb(folder):
+        if picture or report:
+            raise UserError("--picture and --report are for sets with cameras; leave them out for an LMDB")
+        problems = check_lmdb(folder, masks, fast)
+        if problems:
+            raise UserError(f"{folder}: {problems} problems; mend what is named above or convert the pictures again")
+        return
+    if masks:
+        raise UserError(f"--masks is for an LMDB, and {folder} is none; leave it out")
     with_cameras = has_cameras(folder)
     if not with_cameras and (picture or report):
         raise UserError(f"--picture and --report are for sets with cameras, and {folder} states none (dataset.json)")
@@ -132,5 +145,5 @@ def _tell(lines: list[str], folder: Path) -> None:
     click.echo("\n".join([f"{folder}: {lines[0]}", *lines[1:]]))
 
 
-for _command in (*EG3D, photos, masks):
+for _command in (*EG3D, lmdb, photos, masks):
     prepare_data.add_command(_command)

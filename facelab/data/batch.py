@@ -23,6 +23,7 @@ class Batch:
         camera: N cameras; with a frame axis N * T of them, the frames of one sample together.
         light: (N, 9) second-order spherical harmonics, or (N, T, 9).
         coefficients: (N, C) face model coefficients, or (N, T, C).
+        thumbnail: (N, 3, h, w) uint8, the image made small (what a volume renderer's output is compared with).
     """
 
     image: Tensor | None = None
@@ -30,6 +31,7 @@ class Batch:
     camera: Camera | None = None
     light: Tensor | None = None
     coefficients: Tensor | None = None
+    thumbnail: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.image is not None:
@@ -40,6 +42,10 @@ class Batch:
             if self.label_map.ndim not in (3, 4) or self.label_map.is_floating_point():
                 got = f"{tuple(self.label_map.shape)} {self.label_map.dtype}"
                 raise ValueError(f"label_map must be integers (N, H, W) or (N, T, H, W), got {got}")
+        if self.thumbnail is not None:
+            if self.thumbnail.ndim != 4 or self.thumbnail.shape[1] != 3 or self.thumbnail.dtype != torch.uint8:
+                got = f"{tuple(self.thumbnail.shape)} {self.thumbnail.dtype}"
+                raise ValueError(f"thumbnail must be uint8 (N, 3, h, w), got {got}")
         sizes = {name: len(value) for name, value in self._present().items() if isinstance(value, Tensor)}
         if len(set(sizes.values())) > 1:
             raise ValueError(f"the fields of a batch must have one length, got {sizes}")
@@ -66,6 +72,12 @@ class Batch:
         if self.image is None:
             raise ValueError("this batch has no image")
         return self.image.to(dtype) / 127.5 - 1
+
+    def float_thumbnail(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The thumbnail in [-1, 1], as :meth:`float_image`. ValueError without one."""
+        if self.thumbnail is None:
+            raise ValueError("this batch has no thumbnail")
+        return self.thumbnail.to(dtype) / 127.5 - 1
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """Every field on ``device``; dtypes stay."""

@@ -51,11 +51,13 @@ def read_mask(path: Path, classes: int = NUM_CLASSES) -> tuple[np.ndarray, bool]
     """Decode a mask -> ((H, W) uint8 class numbers, whether its colours had to be translated).
 
     Grey files hold class numbers. Colour files are accepted when every colour is one of the
-    palette (or a grey below ``classes``).
+    palette (or a grey below ``classes``). ``.npy`` files hold a 2-D array of integers (CNeRF).
 
     Raises:
         UserError: undecodable, a value outside 0..classes-1, or a foreign colour; names file and value.
     """
+    if _is_array(path):
+        return _array_mask(path, classes), False
     image = _decode(path, "a mask")
     values, translated = _mask_values(image, path, classes)
     worst = int(values.max(initial=0))
@@ -69,7 +71,10 @@ def read_mask(path: Path, classes: int = NUM_CLASSES) -> tuple[np.ndarray, bool]
 
 
 def read_size(path: Path) -> tuple[int, int]:
-    """(width, height) from the header, without decoding. UserError if the file is no picture."""
+    """(width, height) from the header, without decoding. UserError if the file is no picture (or ``.npy`` mask)."""
+    if _is_array(path):
+        height, width = _load_array(path, mapped=True).shape
+        return width, height
     try:
         with Image.open(path) as image:
             return image.size
@@ -121,6 +126,32 @@ def _mask_values(image: Image.Image, path: Path, classes: int) -> tuple[np.ndarr
             f"{path}: expected a single-channel mask of class numbers, got a colour picture whose {error}; "
             "convert it to class numbers or to facelab's palette"
         ) from error
+
+
+def _is_array(path: Path) -> bool:
+    return isinstance(path, Path) and path.suffix.lower() == ".npy"
+
+
+def _load_array(path: Path, mapped: bool = False) -> np.ndarray:
+    try:
+        values = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+    except _DECODE_ERRORS as error:
+        raise UserError(_undecodable(path, "a mask", error)) from error
+    if not isinstance(values, np.ndarray) or values.ndim != 2 or values.dtype.kind not in "iu" or not values.size:
+        got = f"{values.dtype} {values.shape}" if isinstance(values, np.ndarray) else "an archive"
+        raise UserError(f"{path}: expected a 2-D array of integer class numbers, got {got}; make the masks again")
+    return values
+
+
+def _array_mask(path: Path, classes: int) -> np.ndarray:
+    values = _load_array(path)
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high >= classes:
+        raise UserError(
+            f"{path}: mask value {low if low < 0 else high}, expected class numbers 0..{classes - 1}; translate the "
+            "classes and save the mask again"
+        )
+    return values.astype(np.uint8)
 
 
 def _decode(path: Path, what: str) -> Image.Image:
