@@ -21,7 +21,7 @@ from facelab.nn.discriminators.progressive import ResidualBlock
 from facelab.nn.discriminators.skip_residual import Grouping
 from facelab.nn.discriminators.stylegan2 import dividing_group, minibatch_std
 from facelab.nn.init import uniform_
-from facelab.nn.layers import LEAK, Conv2d
+from facelab.nn.layers import LEAK, Conv2d, CoordConv2d
 from facelab.nn.skip_decoder import RGB
 from facelab.nn.stylegan2.layers import FullyConnected
 
@@ -43,6 +43,8 @@ class ViewDiscriminatorConfig:
         grouping: see :class:`facelab.nn.discriminators.skip_residual.ResidualDiscriminatorConfig`.
         channel_max: limit of all channel counts; None: the published ones.
         channels_last: memory layout of weights and activations; changes speed, not results.
+        joined: coordinates are channels of every convolution, as in the originals, whose rounding this reproduces;
+            else their share is one map for the whole batch, which is faster and equal up to rounding.
     """
 
     resolution: int = 64
@@ -52,6 +54,7 @@ class ViewDiscriminatorConfig:
     grouping: Grouping = "contiguous"
     channel_max: int | None = None
     channels_last: bool = False
+    joined: bool = False
 
     def __post_init__(self) -> None:
         _check_resolution(self.resolution, VIEW_CHANNELS, VIEW_FINAL)
@@ -78,6 +81,7 @@ class RegionDiscriminatorConfig:
     grouping: Grouping = "contiguous"
     channel_max: int | None = None
     channels_last: bool = False
+    joined: bool = False
 
     def __post_init__(self) -> None:
         _check_resolution(self.resolution, REGION_CHANNELS, REGION_FINAL)
@@ -98,11 +102,24 @@ class Judgement:
     classes: Tensor | None = None
 
 
+class JoinedCoordConv2d(CoordConv2d):
+    """The same map as one convolution of the concatenated channels."""
+
+    def forward(self, x: Tensor, coordinates: Tensor) -> Tensor:
+        """As :meth:`CoordConv2d.forward`."""
+        weight = torch.cat([self.weight, self.coord_weight], dim=1)
+        joined = torch.cat([x, coordinates.to(x.dtype).expand(len(x), -1, -1, -1)], dim=1)
+        return F.conv2d(joined, weight, None, self.stride, self.padding) + self.bias[:, None, None]
+
+
 class CoordBlock(ResidualBlock):
     """Two 3x3 CoordConvs with leaky ReLU, a 2x2 mean, and a skip: (main + skip) / sqrt(2)."""
 
-    def __init__(self, in_channels: int, out_channels: int, size: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, size: int, joined: bool = False) -> None:
         super().__init__("coord_pool", in_channels, out_channels, size)
+        if joined:
+            self.conv0 = JoinedCoordConv2d(in_channels, out_channels, 3, padding=1)
+            self.conv1 = JoinedCoordConv2d(out_channels, out_channels, 3, padding=1)
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator) -> None:
@@ -119,16 +136,24 @@ class Trunk(nn.Module):
         channels: by resolution.
         last: side of the result.
         bent: the first 1x1 layer ends in a leaky ReLU; False: it is linear.
+        joined: see :class:`ViewDiscriminatorConfig`.
     """
 
     def __init__(
-        self, in_channels: int, resolution: int, last: int, channels: Mapping[int, int], *, bent: bool = True
+        self,
+        in_channels: int,
+        resolution: int,
+        last: int,
+        channels: Mapping[int, int],
+        *,
+        bent: bool = True,
+        joined: bool = False,
     ) -> None:
         super().__init__()
         self.bent = bent
         self.first = Conv2d(in_channels, channels[resolution], 1)
         sizes = [resolution >> k for k in range(int(math.log2(resolution // last)))]
-        self.blocks = nn.ModuleList(CoordBlock(channels[size], channels[size // 2], size) for size in sizes)
+        self.blocks = nn.ModuleList(CoordBlock(channels[size], channels[size // 2], size, joined) for size in sizes)
 
     def reset_parameters(self, generator: torch.Generator) -> None:
         """Draw all weights anew."""
@@ -163,7 +188,10 @@ class ViewDiscriminator(nn.Module):
         self.config = config
         channels = _limited(VIEW_CHANNELS, config.channel_max)
         self.trunks = nn.ModuleDict(
-            {name: Trunk(read, config.resolution, VIEW_FINAL, channels) for name, read in config.inputs.items()}
+            {
+                name: Trunk(read, config.resolution, VIEW_FINAL, channels, joined=config.joined)
+                for name, read in config.inputs.items()
+            }
         )
         width = channels[VIEW_FINAL] + (config.group_size is not None)
         self.head = Conv2d(width, 3 if config.view else 1, VIEW_FINAL)
@@ -212,8 +240,8 @@ class RegionDiscriminator(nn.Module):
         channels = _limited(REGION_CHANNELS, config.channel_max)
         self.trunks = nn.ModuleDict(
             {
-                "image": Trunk(RGB, config.resolution, REGION_FINAL, channels),
-                "semantics": Trunk(1, config.resolution, REGION_FINAL, channels, bent=False),
+                "image": Trunk(RGB, config.resolution, REGION_FINAL, channels, joined=config.joined),
+                "semantics": Trunk(1, config.resolution, REGION_FINAL, channels, bent=False, joined=config.joined),
             }
         )
         width = channels[REGION_FINAL]

@@ -2,6 +2,7 @@
 """StyleSDF and CNeRF: discriminators of thumbnails and of whole pictures, with weights by original key and R1.
 
 The originals group minibatch statistics with a stride (``grouping="strided"``); we group neighbours by default.
+``joined``: a rounding that differs may turn an activation near zero round, which second derivatives show.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def leaf(x: Tensor) -> Tensor:
 def disc_volume(meta: Meta, arrays: Arrays) -> Arrays:
     case = meta["config"]
     config = ViewDiscriminatorConfig(
-        resolution=case["renderer_spatial_output_dim"], view=case.get("viewpoint_loss", True)
+        resolution=case["renderer_spatial_output_dim"], view=case.get("viewpoint_loss", True), joined=True
     )
     model, image = filled(meta, ViewDiscriminator(config)), leaf(arrays["in_img"])
     said = model(image)
@@ -84,6 +85,7 @@ def cnerf_disc_global(meta: Meta, arrays: Arrays) -> Arrays:
         view=case.get("viewpoint_loss", True),
         group_size=4,
         grouping="strided",
+        joined=True,
     )
     model = filled(meta, ViewDiscriminator(config))
     image, semantics = leaf(arrays["in_img"]), leaf(arrays["in_seg"])
@@ -96,7 +98,7 @@ def cnerf_disc_global(meta: Meta, arrays: Arrays) -> Arrays:
 def cnerf_disc_semantic(meta: Meta, arrays: Arrays) -> Arrays:
     case = meta["config"]
     config = RegionDiscriminatorConfig(
-        resolution=case["renderer_spatial_output_dim"], classes=case["n_wcode"], grouping="strided"
+        resolution=case["renderer_spatial_output_dim"], classes=case["n_wcode"], grouping="strided", joined=True
     )
     model = filled(meta, RegionDiscriminator(config))
     image, region, label = leaf(arrays["in_img"]), leaf(arrays["in_seg"]), arrays["in_label"].long()
