@@ -310,6 +310,7 @@ class FaceModel:
         truncation: float = 0.5,
         max_points: int = 100_000,
         reference_lattice: bool | None = None,
+        colored: bool = True,
     ) -> Any:
         """The surface of a head as a :class:`facelab.mesh.io.Mesh` with vertex colours.
 
@@ -320,6 +321,7 @@ class FaceModel:
             level: raw density of the surface.
             max_points: field evaluations at a time.
             reference_lattice: the original's sheared lattice; default as configured.
+            colored: ask the field for the vertex colours.
 
         Raises:
             UserError: the density never crosses the level; names its range.
@@ -339,7 +341,7 @@ class FaceModel:
             self.head_cube if cube_size is None else cube_size,
             level,
             max_points,
-            color=lambda p: at(p).rgb.reshape(-1, 3),
+            color=(lambda p: at(p).rgb.reshape(-1, 3)) if colored else None,
             reference=sheared,
             device=self.device,
         )

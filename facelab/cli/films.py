@@ -14,7 +14,7 @@ import numpy as np
 
 from facelab.cameras.trajectories import Trajectory, keyframe_trajectory, read_keyframes, trajectory
 from facelab.cli import pictures
-from facelab.cli.shapes import ShapeOptions, write_shapes
+from facelab.cli.shapes import ShapeOptions, ShapePictures, write_shapes
 from facelab.errors import UserError
 from facelab.files import atomic_path, make_folder
 from facelab.generator import Codes
@@ -124,12 +124,21 @@ def film_title(seeds: Sequence[int]) -> str:
 
 
 def render_film(
-    face: Any, film: Film, settings: Any, layers: Sequence[str], sinks: Sequence[FrameSink], shapes: ShapeFolder | None
+    face: Any,
+    film: Film,
+    settings: Any,
+    layers: Sequence[str],
+    sinks: Sequence[FrameSink],
+    shapes: ShapeFolder | None,
+    cut: ShapeOptions | None = None,
 ) -> None:
-    """Render all frames into the sinks. Where the heads stand still, scenes and shapes are made once."""
+    """Render all frames into the sinks. Where the heads stand still, scenes and shapes are made once.
+
+    ``cut``: how the shapes of the layer ``shape`` are made; needed for that layer alone.
+    """
     cameras = face.view.cameras(film.path.pitch, film.path.yaw, film.path.fov).to(face.device)
     order = [number % len(cameras) for number in range(len(film))]
-    scene, shown = None, None
+    scene, shown, seen = None, None, None
     with ExitStack() as stack:
         bar = stack.enter_context(progress_bar(total=len(film), unit="frame"))
         for number, codes in enumerate(film.codes()):
@@ -137,7 +146,10 @@ def render_film(
                 scene, shown = face.generator.scene(codes), codes
                 if shapes is not None:
                     shapes.add(face, number, codes)
-            picture = pictures.frame(face, scene, cameras[order[number]], settings, layers, film.columns)
+                if "shape" in layers:
+                    assert cut is not None
+                    seen = ShapePictures.of(face, codes, cut)
+            picture = pictures.frame(face, scene, cameras[order[number]], settings, layers, film.columns, seen)
             for sink in sinks:
                 sink.add(picture)
             bar.update()

@@ -11,12 +11,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from facelab.cameras import Camera
+from facelab.cli.shapes import ShapePictures
 from facelab.errors import UserError, nearest
 from facelab.generator import Codes, GeneratorOutput, Scene
 from facelab.inference import pictures as pic
 
 VIEW_YAWS = (-0.5, -0.25, 0.0, 0.25, 0.5)  # radians, the originals' five views
-LAYERS = ("image", "raw", "mask", "blend", "depth", "normals")
+LAYERS = ("image", "raw", "mask", "blend", "depth", "normals", "shape")
 
 
 def parse_layers(text: str) -> list[str]:
@@ -56,7 +57,7 @@ def available_layers(model: Any, names: Sequence[str] | None, settings: Any) -> 
     missing = [name for name in names if name in ("mask", "blend") and not labelled]
     if missing:
         raise UserError(
-            f"this {model.method} model has no labels, so there is no {missing[0]}; use image, depth, normals"
+            f"this {model.method} model has no labels, so there is no {missing[0]}; use image, depth, normals, shape"
         )
     if "raw" in names and not model.has_raw:
         raise UserError(f"this {model.method} model has no super-resolution, so there is no raw picture; use image")
@@ -79,20 +80,52 @@ def layer(model: Any, output: GeneratorOutput, name: str) -> Tensor:
     return pic.normals_to_rgb(output.normals, output.opacity[:, 0] > 0.5).cpu()
 
 
-def multi_view(model: Any, codes: Codes, settings: Any, layers: Sequence[str], cameras: Camera) -> dict[str, Tensor]:
-    """One head from several cameras: {layer: (views, 3, S, S)}; the scene is computed once."""
+def multi_view(
+    model: Any,
+    codes: Codes,
+    settings: Any,
+    layers: Sequence[str],
+    cameras: Camera,
+    shapes: ShapePictures | None = None,
+) -> dict[str, Tensor]:
+    """One head from several cameras: {layer: (views, 3, S, S)}; the scene is computed once.
+
+    ``shapes``: of the same head, for the layer ``shape``.
+    """
     scene = model.generator.scene(codes)
     outputs = [model.render(scene, cameras[i], settings=settings) for i in range(len(cameras))]
-    whole = GeneratorOutput.cat(outputs)
-    return {name: layer(model, whole, name) for name in layers}
+    return _layers(model, GeneratorOutput.cat(outputs), layers, cameras, shapes)
 
 
 def frame(
-    model: Any, scene: Scene | Codes, camera: Camera, settings: Any, layers: Sequence[str], columns: int = 1
+    model: Any,
+    scene: Scene | Codes,
+    camera: Camera,
+    settings: Any,
+    layers: Sequence[str],
+    columns: int = 1,
+    shapes: ShapePictures | None = None,
 ) -> Tensor:
-    """One video frame: a cell for each head in ``columns``, its layers side by side, (3, rows * S, ...) uint8."""
+    """One video frame: a cell for each head in ``columns``, its layers side by side, (3, rows * S, ...) uint8.
+
+    ``shapes``: of the same heads, for the layer ``shape``.
+    """
     output = model.render(scene, camera, settings=settings)
-    return pic.image_grid(pic.side_by_side(*(layer(model, output, name) for name in layers)), columns)
+    parts = _layers(model, output, layers, camera, shapes)
+    return pic.image_grid(pic.side_by_side(*(parts[name] for name in layers)), columns)
+
+
+def _layers(
+    model: Any, output: GeneratorOutput, names: Sequence[str], camera: Camera, shapes: ShapePictures | None
+) -> dict[str, Tensor]:
+    pictures = {}
+    for name in names:
+        if name == "shape":
+            assert shapes is not None
+            pictures[name] = shapes.picture(camera, output.rgb.shape[-1])
+        else:
+            pictures[name] = layer(model, output, name)
+    return pictures
 
 
 def sample_grids(

@@ -22,8 +22,11 @@ from facelab.cli.common import (
     sized_settings,
 )
 from facelab.cli.shapes import (
+    FILE_RESOLUTION,
     MAX_POINTS,
+    PICTURE_RESOLUTION,
     ShapeOptions,
+    ShapePictures,
     given_shape_options,
     parse_formats,
     shape_options,
@@ -31,7 +34,9 @@ from facelab.cli.shapes import (
 )
 
 TRAJECTORIES = "front, eg3d, sphere, orbit, rotation_horizontal, zoom, non_rotation ..."
-LAYERS = "image, raw (before super-resolution), mask, blend, depth, normals"
+LAYERS = (
+    "image, raw (before super-resolution), mask, blend, depth, normals, shape (shaded mesh, cut out of the density)"
+)
 
 PAIR_FRAMES = 36  # of render_video, from seed to seed
 
@@ -63,6 +68,23 @@ def heads_of(face: Any, seeds: Sequence[int], psi: float, cutoff: int | None, la
     return {seed: face.codes(seed, psi, cutoff) for seed in seeds}
 
 
+def picture_shapes(
+    layers: Sequence[str], resolution: int | None, cube_size: float | None, level: float, max_points: int
+) -> ShapeOptions | None:
+    """How the meshes of the layer ``shape`` are cut out; None where it is not among the layers."""
+    if "shape" not in layers:
+        return None
+    return ShapeOptions((), resolution or PICTURE_RESOLUTION, cube_size, level, min(max_points, MAX_POINTS))
+
+
+def refuse_shape_options(needed: str) -> None:
+    """UserError where an option of shapes is given and no shape is asked for."""
+    from facelab.errors import UserError
+
+    if idle := given_shape_options():
+        raise UserError(f"{idle[0]} is for shapes, expected {needed} with it; add it or drop {idle[0]}")
+
+
 @click.command("render_images", cls=OneLineCommand)
 @model_argument
 @seeds_option()
@@ -84,14 +106,16 @@ def heads_of(face: Any, seeds: Sequence[int], psi: float, cutoff: int | None, la
 )
 @click.option("--save-latents", is_flag=True, help="Also write the codes of each seed (.safetensors).")
 @click.option("--weights", default=None, help="ema, ema_slow or generator. [default: ema]")
+@shape_options
 @quality_options
 @device_option
 @friendly
 def render_images(
-    model, seeds, out, psi, truncation_cutoff, layers, yaws, pitches, fov, latents, save_latents, weights, image_size,
-    ray_step_multiplier, fill_color, lock_view_dependence, max_points, fast, precision, device,
+    model, seeds, out, psi, truncation_cutoff, layers, yaws, pitches, fov, latents, save_latents, weights,
+    voxel_resolution, cube_size, level, image_size, ray_step_multiplier, fill_color, lock_view_dependence, max_points,
+    fast, precision, device,
 ):  # fmt: skip
-    """Multi-view grids of colour, segmentation, depth and normals.
+    """Multi-view grids of colour, segmentation, depth, normals and shape.
 
     MODEL is a run folder, a checkpoint, a .safetensors model or the name of a bundled one.
     """
@@ -106,13 +130,17 @@ def render_images(
     settings = sized_settings(face, image_size, ray_step_multiplier, lock_view_dependence, max_points)
     names = None if layers is None else pictures.parse_layers(layers)
     names, settings = pictures.available_layers(face, names, settings)
+    cut = picture_shapes(names, voxel_resolution, cube_size, level, max_points)
+    if cut is None:
+        refuse_shape_options("--layers shape")
     folder = make_folder(out)
     cameras = Camera.cat([face.camera(pitch, yaw, fov) for pitch, yaw in views])
     heads = heads_of(face, seeds, psi, truncation_cutoff, latents)
     if fast:
         face = hastened(face, precision, next(iter(heads.values())), settings)
     for seed, codes in heads.items():
-        grid = pictures.multi_view(face, codes, settings, names, cameras)
+        shapes = None if cut is None else ShapePictures.of(face, codes, cut)
+        grid = pictures.multi_view(face, codes, settings, names, cameras, shapes)
         path = folder / f"grid_{seed}.png"
         save_png(path, pictures.stack_rows(list(grid.values())))
         if "mask" in names:
@@ -190,19 +218,18 @@ def render_video(
         raise UserError(
             "--w-frames and --num-frames are two ways to count frames, expected one of them; drop the other"
         )
-    if shapes is None and (idle := given_shape_options()):
-        raise UserError(
-            f"{idle[0]} is for shapes, expected --shapes ply (or obj, glb, mrc) with it; add it or drop {idle[0]}"
-        )
+    wanted = None if layers is None else pictures.parse_layers(layers)
+    shown = picture_shapes(wanted or (), voxel_resolution, cube_size, level, max_points)
+    if shapes is None and shown is None:
+        refuse_shape_options("--shapes ply (or obj, glb, mrc) or --layers shape")
     columns, rows = films.parse_grid(grid)
     cut = None if shapes is None else ShapeOptions(
-        parse_formats(shapes), voxel_resolution, cube_size, level, min(max_points, MAX_POINTS)
+        parse_formats(shapes), voxel_resolution or FILE_RESOLUTION, cube_size, level, min(max_points, MAX_POINTS)
     )  # fmt: skip
     face = open_model(model, device, fill_color=fill_color)
     if latent_type in ("geo", "app") and latent_type not in face.generator.latent_spec:
         raise UserError(f"--latent-type {latent_type}: this {face.method} model has one code for all; use both or non")
     settings = sized_settings(face, image_size, ray_step_multiplier, lock_view_dependence, max_points)
-    wanted = None if layers is None else pictures.parse_layers(layers)
     if wanted is None and face.has_labels:
         wanted = ["image", "mask", "blend", "depth"]
     names, settings = pictures.available_layers(face, wanted, settings)
@@ -221,7 +248,8 @@ def render_video(
         if frames:
             sinks.append(stack.enter_context(FrameFolder(folder / f"frames_{latent_type}_{title}")))
         shaper = None if cut is None else films.ShapeFolder(folder / f"shapes_{latent_type}_{title}", cut)
-        films.render_film(face, films.Film(cells, columns, latent_type, path, w_frames), settings, names, sinks, shaper)
+        film = films.Film(cells, columns, latent_type, path, w_frames)
+        films.render_film(face, film, settings, names, sinks, shaper, shown)
     if save_latents:
         for name, codes in heads:
             save_codes(folder / f"codes_{name}.safetensors", codes, face.method)
@@ -258,7 +286,9 @@ def extract_mesh(
     from facelab.files import make_folder
 
     kinds = parse_formats(formats)
-    options = ShapeOptions(kinds, voxel_resolution, cube_size, level, max_points, reference_lattice or None)
+    options = ShapeOptions(
+        kinds, voxel_resolution or FILE_RESOLUTION, cube_size, level, max_points, reference_lattice or None
+    )
     face = open_model(model, device)
     folder = make_folder(out)
     for seed, codes in heads_of(face, seeds, psi, truncation_cutoff, latents).items():

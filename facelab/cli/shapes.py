@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shapes of heads as files: what extract_mesh writes for a seed and render_video for a frame."""
+"""Shapes of heads: the files of extract_mesh and render_video, and the shaded pictures of the layer ``shape``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,9 @@ from click.core import ParameterSource
 
 FORMATS = ("ply", "obj", "glb", "mrc")
 MAX_POINTS = 100_000  # field evaluations at a time
+FILE_RESOLUTION = 256  # lattice points per side of shapes as files
+PICTURE_RESOLUTION = 128  # and of those that are only looked at
+SUPERSAMPLE = 2  # of shaded pictures, for smooth outlines
 
 
 @dataclass(frozen=True)
@@ -42,9 +45,8 @@ def shape_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--voxel-resolution",
             type=click.IntRange(8),
-            default=256,
-            show_default=True,
-            help="Lattice points per side.",
+            default=None,
+            help=f"Lattice points per side. [default: {FILE_RESOLUTION}, in pictures {PICTURE_RESOLUTION}]",
         ),
         click.option(
             "--cube-size", type=float, default=None, help="Side of the cube, scene units. [default: what holds a head]"
@@ -101,3 +103,46 @@ def write_shapes(face: Any, codes: Any, folder: Path, name: str, options: ShapeO
         volume = sample_volume(face.density(codes), lattice, options.max_points, face.device)
         save_mrc(folder / f"{name}.mrc", volume, lattice.voxel_size, lattice.origin)
     return paths
+
+
+@dataclass(frozen=True)
+class ShapePictures:
+    """Meshes of heads, cut out once and shaded from any camera: the layer ``shape``.
+
+    Attributes:
+        surfaces: one for each head.
+        limits: nearest and farthest distance from the camera that is seen, scene units, as in the rendering.
+    """
+
+    surfaces: Sequence[Any]
+    limits: tuple[float, float]
+
+    @staticmethod
+    def of(face: Any, codes: Any, options: ShapeOptions) -> ShapePictures:
+        """The heads of N scenes' codes. UserError where the density never crosses the level."""
+        from facelab.mesh.shading import Surface
+
+        cube_size = face.head_cube if options.cube_size is None else options.cube_size
+        surfaces = []
+        for number in range(len(codes)):
+            mesh = face.extract_mesh(
+                code=codes[number], resolution=options.resolution, cube_size=cube_size, level=options.level,
+                max_points=options.max_points, reference_lattice=options.sheared, colored=False,
+            )  # fmt: skip
+            surfaces.append(Surface.of(mesh, face.device))
+        return ShapePictures(surfaces, face.depth_range)
+
+    def picture(self, camera: Any, size: int) -> Any:
+        """(N, 3, size, size) uint8 on the CPU: every head from the first camera, from the second ..."""
+        import torch
+
+        from facelab.mesh.shading import PointLight, shade_mesh
+
+        light = PointLight().scaled(float(camera.cam2world[0, :3, 3].norm()))
+        near, far = self.limits
+        shaded = [
+            shade_mesh(one, camera[i], size, light=light, supersample=SUPERSAMPLE, near=near, far=far).cpu()
+            for i in range(len(camera))
+            for one in self.surfaces
+        ]
+        return torch.cat(shaded)

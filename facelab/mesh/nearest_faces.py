@@ -46,7 +46,15 @@ class NearFaces:
 
 
 def nearest_faces(
-    vertices: Tensor, faces: Tensor, camera: Camera, size: int, count: int = 5, blur_radius: float = 0.0
+    vertices: Tensor,
+    faces: Tensor,
+    camera: Camera,
+    size: int,
+    count: int = 5,
+    blur_radius: float = 0.0,
+    *,
+    near: float = 0.0,
+    far: float = float("inf"),
 ) -> NearFaces:
     """Up to ``count`` faces per pixel that cover it or come closer to its centre than the blur radius.
 
@@ -57,6 +65,7 @@ def nearest_faces(
         size: pixels per side; pixel i is at (i + 0.5) / size.
         count: most faces of a pixel; of equal depths the lower face number comes first.
         blur_radius: squared distance in an image that is 2 wide.
+        near, far: range of camera z in scene units.
 
     Raises:
         ValueError: shapes that do not fit, or a count or size below 1.
@@ -86,6 +95,8 @@ def nearest_faces(
         return NearFaces(none, none, none, none.double()[:, None].expand(0, 3), none.double(), none.double())
     fields = ("pixel", "rank", "face", "barycentric", "depth", "distance")
     whole = found[0] if len(found) == 1 else NearFaces(*(torch.cat([getattr(f, n) for f in found]) for n in fields))
+    if near > 0 or far < float("inf"):
+        whole = whole.take(((whole.depth >= near) & (whole.depth <= far)).nonzero()[:, 0])
     return _first_of_each_pixel(whole, count)
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -56,6 +56,11 @@ class PointLight:
     specular: float = 0.2
     shininess: float = 64.0
     attached: bool = False
+
+    def scaled(self, factor: float) -> PointLight:
+        """The same light in a scene ``factor`` times as large."""
+        x, y, z = self.position
+        return replace(self, position=(x * factor, y * factor, z * factor))
 
     def positions(self, camera: Camera) -> Tensor:
         """(N, 3) world positions for N cameras."""
@@ -109,12 +114,15 @@ def shade_mesh(
     mode: Literal["nearest", "blend"] = "nearest",
     background: Color = WHITE,
     supersample: int = 1,
+    near: float = 1e-6,
+    far: float = float("inf"),
     backend: str = "auto",
 ) -> Tensor:
     """Pictures of a mesh: (N, 3, S, S) uint8 for N cameras, on the device of the surface; see :func:`shade_values`."""
     values = shade_values(
-        mesh, camera, size, light=light, mode=mode, background=background, supersample=supersample, backend=backend
-    )
+        mesh, camera, size, light=light, mode=mode, background=background, supersample=supersample, near=near, far=far,
+        backend=backend,
+    )  # fmt: skip
     return (values * 255 + 0.5).to(torch.uint8).permute(0, 3, 1, 2).contiguous()
 
 
@@ -128,6 +136,8 @@ def shade_values(
     mode: Literal["nearest", "blend"] = "nearest",
     background: Color = WHITE,
     supersample: int = 1,
+    near: float = 1e-6,
+    far: float = float("inf"),
     backend: str = "auto",
 ) -> Tensor:
     """The same as numbers: (N, S, S, 3) float32 in 0..1. There is no gradient.
@@ -140,6 +150,7 @@ def shade_values(
         mode: ``nearest`` or ``blend`` (the original's, slower).
         background: colour where no face is, 0..1.
         supersample: k x k samples per pixel are averaged, which smooths outlines.
+        near, far: range of camera z, scene units: what lies outside is not seen.
         backend: of the z-buffer, see :func:`facelab.mesh.rasterize`; ``blend`` always uses torch.
 
     Raises:
@@ -153,9 +164,9 @@ def shade_values(
     camera = camera.to(surface.vertices)
     fine = size * supersample
     if mode == "nearest":
-        image = _nearest(surface, camera, fine, light, background, backend)
+        image = _nearest(surface, camera, fine, light, background, (near, far), backend)
     else:
-        image = _blend(surface, camera, fine, light, background)
+        image = _blend(surface, camera, fine, light, background, (near, far))
     image = image.clamp(0, 1)
     if supersample == 1:
         return image
@@ -266,8 +277,18 @@ def _canvas(camera: Camera, size: int, background: Color) -> Tensor:
     return color.expand(len(camera) * size * size, 3).clone()
 
 
-def _nearest(surface: Surface, camera: Camera, size: int, light: PointLight, background: Color, backend: str) -> Tensor:
-    seen = rasterize(surface.vertices[None], surface.faces, camera, size, backend=backend)
+def _nearest(
+    surface: Surface,
+    camera: Camera,
+    size: int,
+    light: PointLight,
+    background: Color,
+    limits: tuple[float, float],
+    backend: str,
+) -> Tensor:
+    seen = rasterize(
+        surface.vertices[None], surface.faces, camera, size, near=limits[0], far=limits[1], backend=backend
+    )
     place = (seen.face.view(-1) >= 0).nonzero()[:, 0]
     image = torch.div(place, size * size, rounding_mode="floor")
     canvas = _canvas(camera, size, background)
@@ -276,8 +297,12 @@ def _nearest(surface: Surface, camera: Camera, size: int, light: PointLight, bac
     return canvas.view(len(camera), size, size, 3)
 
 
-def _blend(surface: Surface, camera: Camera, size: int, light: PointLight, background: Color) -> Tensor:
-    near = nearest_faces(surface.vertices[None], surface.faces, camera, size, BLEND_FACES, BLUR_RADIUS)
+def _blend(
+    surface: Surface, camera: Camera, size: int, light: PointLight, background: Color, limits: tuple[float, float]
+) -> Tensor:
+    near = nearest_faces(
+        surface.vertices[None], surface.faces, camera, size, BLEND_FACES, BLUR_RADIUS, near=limits[0], far=limits[1]
+    )
     image = torch.div(near.pixel, size * size, rounding_mode="floor")
     brightness = _shade(surface, camera, light, image, near.face, near.barycentric).expand(-1, 3)
     nearest_depth = torch.zeros(len(camera) * size * size, dtype=near.depth.dtype, device=near.depth.device)
