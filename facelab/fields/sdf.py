@@ -176,11 +176,15 @@ class SdfField(nn.Module):
     def _trunk(self, points: Tensor, film: SdfFilm, keep: bool = False) -> list[Tensor]:
         """Points -> (N, P, C), what enters the sine of the last layer; with ``keep`` of all layers in order."""
         first = film.points[0]
-        arguments = [affine(self._scale * points.flatten(1, 2), first.weight, first.bias)]
+        arguments = [affine(self.warp(points).flatten(1, 2), first.weight, first.bias)]
         for layer in film.points[1:]:
             following = sine_affine(arguments[-1], layer.weight, layer.bias)
             arguments = [*arguments, following] if keep else [following]
         return arguments
+
+    def warp(self, points: Tensor) -> Tensor:
+        """Scene units -> the box the network works in (no clamping)."""
+        return self._scale * points
 
     @property
     def _scale(self) -> float:
