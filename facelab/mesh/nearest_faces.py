@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The K nearest faces of every pixel, with those that pass close by: what soft blending needs.
 
-Plain batched torch, on the CPU and on CUDA. The z-buffer of :mod:`facelab.mesh.rasterize` keeps one face per pixel;
-here all candidate (face, pixel) pairs are sorted by pixel and depth and the first K of each pixel stay.
+The z-buffer of :mod:`facelab.mesh.rasterize` keeps one face per pixel. Here plain batched torch (CPU and CUDA) sorts
+all candidate (face, pixel) pairs by pixel and depth and keeps the first K of each pixel; a numba kernel (CPU, compiled
+on first use) keeps a sorted list per pixel and gives the same result.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from facelab.cameras.camera import Camera
-from facelab.mesh.rasterize import box_pixels, portions, project
+from facelab.mesh.rasterize import box_pixels, choose_backend, portions, project
 
 # N images, S image size, V vertices, F faces, P (face, pixel) pairs
 
@@ -55,6 +56,7 @@ def nearest_faces(
     *,
     near: float = 0.0,
     far: float = float("inf"),
+    backend: str = "auto",
 ) -> NearFaces:
     """Up to ``count`` faces per pixel that cover it or come closer to its centre than the blur radius.
 
@@ -66,9 +68,10 @@ def nearest_faces(
         count: most faces of a pixel; of equal depths the lower face number comes first.
         blur_radius: squared distance in an image that is 2 wide.
         near, far: range of camera z in scene units.
+        backend: ``torch``, ``numba`` (CPU only) or ``auto`` (numba on the CPU where installed).
 
     Raises:
-        ValueError: shapes that do not fit, or a count or size below 1.
+        ValueError: shapes that do not fit, a count or size below 1, or an unknown backend.
     """
     if vertices.ndim != 3 or vertices.shape[-1] != 3 or faces.ndim != 2 or faces.shape[-1] != 3:
         raise ValueError(
@@ -77,6 +80,10 @@ def nearest_faces(
     if size < 1 or count < 1 or blur_radius < 0:
         raise ValueError(f"size and count must be at least 1 and the blur radius at least 0, got {size}, {count}")
     screen = project(vertices, camera, size, "centers")
+    if choose_backend(backend, screen.device) == "numba":
+        from facelab.mesh import nearest_faces_numba
+
+        return NearFaces(*nearest_faces_numba.near_faces(screen, faces, size, count, blur_radius, near, far))
     corner = screen[:, faces].reshape(-1, 3, 3)
     margin = blur_radius**0.5 * size / 2
     low = torch.ceil(corner[..., :2].amin(dim=1) - margin).clamp(min=0)

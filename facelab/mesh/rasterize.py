@@ -83,10 +83,9 @@ def rasterize(
     tensor([[[1., 1.],
              [1., 1.]]])
     """
-    _check(vertices, faces, size, grid, supersample, backend)
+    _check(vertices, faces, size, grid, supersample)
     screen = project(vertices, camera, size, grid, supersample)
-    chosen = _backend(backend, screen.device)
-    if chosen == "numba":
+    if choose_backend(backend, screen.device) == "numba":
         from facelab.mesh import rasterize_numba
 
         face = rasterize_numba.face_ids(screen, faces, size * supersample, near, far)
@@ -133,20 +132,21 @@ def interpolate(values: Tensor, faces: Tensor, fragments: Fragments) -> Tensor:
     return (picked * fragments.barycentric.to(values.dtype)[..., None]).sum(dim=-2)
 
 
-def _check(vertices: Tensor, faces: Tensor, size: int, grid: str, supersample: int, backend: str) -> None:
+def _check(vertices: Tensor, faces: Tensor, size: int, grid: str, supersample: int) -> None:
     if vertices.ndim != 3 or vertices.shape[-1] != 3:
         raise ValueError(f"vertices must be (N, V, 3), got {tuple(vertices.shape)}")
     if faces.ndim != 2 or faces.shape[-1] != 3:
         raise ValueError(f"faces must be (F, 3), got {tuple(faces.shape)}")
     if grid not in GRIDS:
         raise ValueError(f"grid must be one of {GRIDS}, got {grid!r}.{nearest(grid, GRIDS)}")
-    if backend not in BACKENDS:
-        raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}.{nearest(backend, BACKENDS)}")
     if size < (2 if grid == "corners" else 1) or supersample < 1:
         raise ValueError(f"size and supersample must be positive (size >= 2 with corners), got {size}, {supersample}")
 
 
-def _backend(backend: str, device: torch.device) -> str:
+def choose_backend(backend: str, device: torch.device) -> str:
+    """``auto`` -> ``numba`` or ``torch``. ValueError for an unknown backend, or numba away from the CPU."""
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}.{nearest(backend, BACKENDS)}")
     if backend == "numba" and device.type != "cpu":
         raise ValueError(f"the numba backend works on the CPU, got tensors on {device}; use backend='torch'")
     if backend != "auto":

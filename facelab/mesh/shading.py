@@ -25,7 +25,7 @@ from facelab.errors import nearest
 from facelab.mesh.io import Mesh
 from facelab.mesh.nearest_faces import nearest_faces
 from facelab.mesh.normals import angle_weighted_normals
-from facelab.mesh.rasterize import rasterize
+from facelab.mesh.rasterize import choose_backend, rasterize
 
 Color = tuple[float, float, float]
 MODES = ("nearest", "blend")
@@ -151,7 +151,7 @@ def shade_values(
         background: colour where no face is, 0..1.
         supersample: k x k samples per pixel are averaged, which smooths outlines.
         near, far: range of camera z, scene units: what lies outside is not seen.
-        backend: of the z-buffer, see :func:`facelab.mesh.rasterize`; ``blend`` always uses torch.
+        backend: of the search for faces, see :func:`facelab.mesh.rasterize`.
 
     Raises:
         ValueError: an unknown mode or a size below 1.
@@ -166,7 +166,7 @@ def shade_values(
     if mode == "nearest":
         image = _nearest(surface, camera, fine, light, background, (near, far), backend)
     else:
-        image = _blend(surface, camera, fine, light, background, (near, far))
+        image = _blend(surface, camera, fine, light, background, (near, far), backend)
     image = image.clamp(0, 1)
     if supersample == 1:
         return image
@@ -286,23 +286,40 @@ def _nearest(
     limits: tuple[float, float],
     backend: str,
 ) -> Tensor:
-    seen = rasterize(
-        surface.vertices[None], surface.faces, camera, size, near=limits[0], far=limits[1], backend=backend
-    )
-    place = (seen.face.view(-1) >= 0).nonzero()[:, 0]
-    image = torch.div(place, size * size, rounding_mode="floor")
+    pixel, face, barycentric = _front(surface, camera, size, limits, backend)
+    image = torch.div(pixel, size * size, rounding_mode="floor")
     canvas = _canvas(camera, size, background)
-    brightness = _shade(surface, camera, light, image, seen.face.view(-1)[place], seen.barycentric.view(-1, 3)[place])
-    canvas[place] = brightness.expand(-1, 3)
+    canvas[pixel] = _shade(surface, camera, light, image, face, barycentric).expand(-1, 3)
     return canvas.view(len(camera), size, size, 3)
 
 
+def _front(
+    surface: Surface, camera: Camera, size: int, limits: tuple[float, float], backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Pixel, face and weights (P, 3) of the nearest surface, for pixels that see one."""
+    vertices, (near, far) = surface.vertices[None], limits
+    if choose_backend(backend, vertices.device) == "numba":  # the same faces and weights with fewer passes
+        first = nearest_faces(vertices, surface.faces, camera, size, 1, near=near, far=far, backend="numba")
+        return first.pixel, first.face, first.barycentric
+    seen = rasterize(vertices, surface.faces, camera, size, near=near, far=far, backend=backend)
+    face = seen.face.view(-1)
+    pixel = (face >= 0).nonzero()[:, 0]
+    return pixel, face[pixel], seen.barycentric.view(-1, 3)[pixel]
+
+
 def _blend(
-    surface: Surface, camera: Camera, size: int, light: PointLight, background: Color, limits: tuple[float, float]
+    surface: Surface,
+    camera: Camera,
+    size: int,
+    light: PointLight,
+    background: Color,
+    limits: tuple[float, float],
+    backend: str,
 ) -> Tensor:
     near = nearest_faces(
-        surface.vertices[None], surface.faces, camera, size, BLEND_FACES, BLUR_RADIUS, near=limits[0], far=limits[1]
-    )
+        surface.vertices[None], surface.faces, camera, size, BLEND_FACES, BLUR_RADIUS, near=limits[0], far=limits[1],
+        backend=backend,
+    )  # fmt: skip
     image = torch.div(near.pixel, size * size, rounding_mode="floor")
     brightness = _shade(surface, camera, light, image, near.face, near.barycentric).expand(-1, 3)
     nearest_depth = torch.zeros(len(camera) * size * size, dtype=near.depth.dtype, device=near.depth.device)

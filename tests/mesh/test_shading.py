@@ -175,14 +175,52 @@ def blended_by_hand(mesh: Mesh, camera: Camera, size: int) -> tuple[np.ndarray, 
 
 
 def test_blending_by_hand() -> None:
+    """With either search for faces."""
     camera, mesh = Camera.on_sphere(1.5, 1.7, 12), soup()
     expected, most = blended_by_hand(mesh, camera, 14)
     assert most > 5  # the limit matters
-    got = shade_values(mesh, camera, 14, mode="blend")[0].double().numpy()
-    assert np.abs(got - expected).max() < 2e-4
+    for backend in ("torch", "numba"):
+        got = shade_values(mesh, camera, 14, mode="blend", backend=backend)[0].double().numpy()
+        assert np.abs(got - expected).max() < 2e-4, backend
     nearest = shade_values(mesh, camera, 14)[0].double().numpy()
     assert np.abs(nearest - expected).max() > 0.1  # the test would see a renderer that does not blend
     assert (expected < 1).any() and (expected == 1).any()
+
+
+def test_compiled_and_plain_search_agree() -> None:
+    mesh, camera = soup(), Camera.on_sphere([1.4, 1.6], [1.5, 2.0], 12)
+    vertices, faces = torch.from_numpy(mesh.vertices)[None], torch.from_numpy(mesh.faces)
+    faces = torch.cat([faces, faces[:40]])  # equal depths
+    for count, radius, near in ((5, 1e-4, 0.0), (2, 1e-3, 0.98), (1, 0.0, 0.0)):
+        plain, compiled = (
+            nearest_faces(vertices, faces, camera, 33, count, radius, near=near, far=1.02, backend=name)
+            for name in ("torch", "numba")
+        )
+        assert len(plain.pixel) > 500 and (plain.distance > 0).any() == (radius > 0)
+        assert 0.98 - 0.1 * (near == 0) <= plain.depth.min() and plain.depth.max() <= 1.02
+        for name in ("pixel", "rank", "face"):
+            assert torch.equal(getattr(plain, name), getattr(compiled, name)), name
+        for name in ("barycentric", "depth", "distance"):
+            torch.testing.assert_close(getattr(plain, name), getattr(compiled, name), rtol=0, atol=1e-12)
+
+
+def test_near_and_far_hide() -> None:
+    """Two squares one behind the other: the range of distances says which is seen."""
+    square = np.array([[-0.1, -0.1, 0], [0.1, -0.1, 0], [0.1, 0.1, 0], [-0.1, 0.1, 0]], dtype=np.float32)
+    vertices = np.concatenate([square, square + np.float32([0, 0, 0.1])])
+    faces = np.array([[0, 1, 2], [0, 2, 3], [4, 5, 6], [4, 6, 7]])
+    colors = np.repeat(np.array([[255, 0, 0], [0, 0, 255]], dtype=np.uint8), 4, axis=0)
+    light = PointLight(ambient=1.0, diffuse=0.0, specular=0.0)
+    seen = {}
+    for mode in ("nearest", "blend"):
+        for backend in ("torch", "numba"):
+            for near, far in ((0.0, 9.0), (0.95, 9.0), (0.0, 0.95), (1.5, 9.0)):
+                picture = shade_mesh(
+                    Mesh(vertices, faces, colors), FRONT, 4, light=light, mode=mode, near=near, far=far, backend=backend
+                )
+                seen.setdefault((near, far), set()).add(tuple(picture[0, :, 1, 2].tolist()))
+    blue, red, white = {(0, 0, 255)}, {(255, 0, 0)}, {(255, 255, 255)}
+    assert list(seen.values()) == [blue, red, blue, white]
 
 
 def test_near_faces_are_sorted_and_limited() -> None:
