@@ -167,5 +167,5 @@ def _undecodable(path: Path, what: str, error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return f"{path}: expected {what}, got no such file; restore it or remove its partner"
     reason = " ".join(str(error).split()) or type(error).__name__
-    reason = reason.replace(f"'{path}'", "it").replace(str(path), "it")
+    reason = reason.replace(f"'{path}'", "it").replace(repr(path), "it").replace(str(path), "it")
     return f"{path}: expected {what}, got a damaged file ({reason}); replace it or remove it and its partner"
