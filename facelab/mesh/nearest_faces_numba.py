@@ -36,17 +36,21 @@ def _border_distance(corner, column, row):
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
-def _place(corner, column, row):
-    """Of (3, 3) corners and a pixel: inside, flat, depth, clamped perspective-correct weights."""
-    x0, y0, z0 = corner[0]
-    x1, y1, z1 = corner[1]
-    x2, y2, z2 = corner[2]
+def _areas(corner, column, row):
+    """Edge functions of (3, 3) corners at a pixel, and whether it is inside."""
+    x0, y0 = corner[0, 0], corner[0, 1]
+    x1, y1 = corner[1, 0], corner[1, 1]
+    x2, y2 = corner[2, 0], corner[2, 1]
     w0 = (x2 - x1) * (row - y1) - (y2 - y1) * (column - x1)
     w1 = (x0 - x2) * (row - y2) - (y0 - y2) * (column - x2)
     w2 = (x1 - x0) * (row - y0) - (y1 - y0) * (column - x0)
-    inside = (w0 >= 0 and w1 >= 0 and w2 >= 0) or (w0 <= 0 and w1 <= 0 and w2 <= 0)
-    if w0 + w1 + w2 == 0:
-        return inside, True, 0.0, 0.0, 0.0, 0.0
+    return w0, w1, w2, (w0 >= 0 and w1 >= 0 and w2 >= 0) or (w0 <= 0 and w1 <= 0 and w2 <= 0)
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _weights(corner, w0, w1, w2):
+    """Depth and clamped perspective-correct weights from edge functions."""
+    z0, z1, z2 = corner[0, 2], corner[1, 2], corner[2, 2]
     w0, w1, w2 = w0 / z0, w1 / z1, w2 / z2
     total = w0 + w1 + w2
     w0 = min(max(w0 / total, 0.0), 1.0)
@@ -54,7 +58,7 @@ def _place(corner, column, row):
     w2 = min(max(w2 / total, 0.0), 1.0)
     total = w0 + w1 + w2
     w0, w1, w2 = w0 / total, w1 / total, w2 / total
-    return inside, False, w0 * z0 + w1 * z1 + w2 * z2, w0, w1, w2
+    return w0 * z0 + w1 * z1 + w2 * z2, w0, w1, w2
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
@@ -81,10 +85,13 @@ def face_list_kernel(screen, faces, size, blur_radius, near, far, depth_buffer, 
             continue
         for row in range(int(top), int(bottom) + 1):
             for column in range(int(left), int(right) + 1):
-                inside, flat, exact, _, _, _ = _place(corner, column, row)
-                if flat or not near <= exact <= far:
+                w0, w1, w2, inside = _areas(corner, column, row)
+                if not inside and (blur_radius == 0 or _border_distance(corner, column, row) * scale >= blur_radius):
                     continue
-                if not inside and not _border_distance(corner, column, row) * scale < blur_radius:
+                if w0 + w1 + w2 == 0:
+                    continue
+                exact, _, _, _ = _weights(corner, w0, w1, w2)
+                if not near <= exact <= far:
                     continue
                 depth = np.float32(exact)
                 slot = count
@@ -114,7 +121,8 @@ def describe_kernel(screen, faces, face_buffer, start, pixel, rank, face, weight
                 for k in range(3):
                     for axis in range(3):
                         corner[k, axis] = screen[faces[f, k], axis]
-                inside, _, depth[p], weights[p, 0], weights[p, 1], weights[p, 2] = _place(corner, column, row)
+                w0, w1, w2, inside = _areas(corner, column, row)
+                depth[p], weights[p, 0], weights[p, 1], weights[p, 2] = _weights(corner, w0, w1, w2)
                 squared = _border_distance(corner, column, row) * scale
                 pixel[p], rank[p], face[p] = row * size + column, slot, f
                 distance[p] = -squared if inside else squared
