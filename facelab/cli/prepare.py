@@ -10,11 +10,12 @@ from pathlib import Path
 import click
 
 from facelab.cli.common import OneLineGroup, friendly
+from facelab.cli.lmdb_sets import COMMANDS as LMDB
+from facelab.cli.lmdb_sets import check_lmdb
 from facelab.cli.parser import masks
 from facelab.cli.photos import photos
 from facelab.cli.prepare_eg3d import COMMANDS as EG3D
 from facelab.cli.prepare_eg3d import check_cameras_of, has_cameras
-from facelab.cli.prepare_lmdb import check_lmdb, lmdb
 from facelab.errors import UserError
 
 FOLDER = click.Path(path_type=Path)
@@ -145,5 +146,5 @@ def _tell(lines: list[str], folder: Path) -> None:
     click.echo("\n".join([f"{folder}: {lines[0]}", *lines[1:]]))
 
 
-for _command in (*EG3D, lmdb, photos, masks):
+for _command in (*EG3D, *LMDB, photos, masks):
     prepare_data.add_command(_command)

@@ -91,3 +91,6 @@ def _sizes(text: str) -> list[int]:
     if not parts or not all(part.isdigit() for part in parts):
         raise UserError(f"--size must be pixels separated by commas such as 512,64, got {text!r}")
     return [int(part) for part in parts]
+
+
+COMMANDS = (lmdb,)
