@@ -25,9 +25,11 @@ def depth_mesh(
 
     Args:
         xyz: (3, H, W) world positions of what the pixels see, scene units; H and W may differ.
-        keep: (H, W) bool, the pixels that may be vertices, for instance ``background_probability < 0.5``.
+        keep: (H, W) bool, the pixels that may be vertices, for instance ``background_probability < 0.5``. That alone
+            drops the sheet and the curtains that end on it.
         max_stretch: drop triangles with an edge longer than so many times the median edge of its kind (along a row,
-            along a column, diagonal). About 8 drops what is seen at less than 7 degrees: the curtains.
+            along a column, diagonal). About 8 drops what is seen at less than 7 degrees: curtains, also those
+            between parts of a head, where holes are left.
         colors: (3, H, W) uint8 RGB of the pixels.
         reference: the diagonals that StyleSDF's Delaunay triangulation (scipy, default options) happens to choose,
             instead of the one from top right to bottom left in every cell; the triangles' order is then scipy's too.

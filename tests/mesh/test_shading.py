@@ -117,6 +117,17 @@ def test_many_cameras_equal_one_by_one() -> None:
             assert torch.equal(both, torch.stack(single))
 
 
+@pytest.mark.parametrize("mode", ["nearest", "blend"])
+def test_pictures_are_made_where_the_surface_is(mode: str, device: torch.device) -> None:
+    camera = Camera.on_sphere([1.3, 1.6], [1.2, 2.0], 12)
+    lamp = PointLight(attached=True)
+    here = shade_mesh(ball(3), camera, 24, mode=mode, light=lamp)
+    there = shade_mesh(Surface.of(ball(3), device), camera, 24, mode=mode, light=lamp, backend="torch")
+    assert there.device.type == device.type
+    far_off = (here.int() - there.cpu().int()).abs() > 1
+    assert far_off.float().mean() < 2e-3  # a pixel on an edge may see the neighbour
+
+
 def soup() -> Mesh:
     """Small triangles in layers a few thousandths apart, some edge on, so that several faces meet in a pixel."""
     rng = np.random.default_rng(3)
