@@ -12,6 +12,7 @@ METHODS: dict[str, str] = {
     "pigan": "facelab.bases.pigan",
     "eg3d": "facelab.bases.eg3d",
     "fenerf": "facelab.methods.fenerf",
+    "cnerf": "facelab.methods.cnerf",
 }
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -136,7 +136,12 @@ class LocalGenerators(nn.Module):
 
 
 class CNerfField(nn.Module):
-    """Local generators of all regions, the base shape under them, and the width ``beta`` of the density."""
+    """Local generators of all regions, the base shape under them, and the width ``beta`` of the density.
+
+    ``precision`` says what the layers compute in; there is float32 only.
+    """
+
+    precision: Literal["fp32"] = "fp32"
 
     def __init__(self, config: CNerfFieldConfig) -> None:
         super().__init__()
