@@ -272,6 +272,12 @@ def render_video(
 @shape_options
 @truncation_options(0.5)
 @click.option("--latents", type=click.Path(path_type=Path), default=None, help="Codes from a file instead of seeds.")
+@click.option(
+    "--turntable",
+    type=click.IntRange(1),
+    default=None,
+    help="Also a film of so many frames in which the mesh turns once (<seed>_turn.mp4).",
+)
 @click.option("--reference-lattice", is_flag=True, help="The original's sheared lattice, for comparison.")
 @click.option(
     "--max-points", type=click.IntRange(1), default=MAX_POINTS, show_default=True, help="Field evaluations at a time."
@@ -279,15 +285,21 @@ def render_video(
 @device_option
 @friendly
 def extract_mesh(
-    model, seeds, out, formats, voxel_resolution, cube_size, level, psi, truncation_cutoff, latents, reference_lattice,
-    max_points, device,
+    model, seeds, out, formats, voxel_resolution, cube_size, level, psi, truncation_cutoff, latents, turntable,
+    reference_lattice, max_points, device,
 ):  # fmt: skip
     """The surface of a head as a mesh with vertex colours, or its density as a volume."""
     from facelab.files import make_folder
 
     kinds = parse_formats(formats)
     options = ShapeOptions(
-        kinds, voxel_resolution or FILE_RESOLUTION, cube_size, level, max_points, reference_lattice or None
+        kinds,
+        voxel_resolution or FILE_RESOLUTION,
+        cube_size,
+        level,
+        max_points,
+        reference_lattice or None,
+        turntable or 0,
     )
     face = open_model(model, device)
     folder = make_folder(out)

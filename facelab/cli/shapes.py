@@ -15,6 +15,7 @@ FORMATS = ("ply", "obj", "glb", "mrc")
 MAX_POINTS = 100_000  # field evaluations at a time
 FILE_RESOLUTION = 256  # lattice points per side of shapes as files
 PICTURE_RESOLUTION = 128  # and of those that are only looked at
+TURN_SIZE = 512  # pixels a side of a film of a turning mesh
 SUPERSAMPLE = 2  # of shaded pictures, for smooth outlines
 
 
@@ -29,6 +30,7 @@ class ShapeOptions:
         level: density of the surface.
         max_points: field evaluations at a time.
         sheared: the original's lattice; None: as configured.
+        turn: frames of a film of the turning mesh, 0: none.
     """
 
     kinds: tuple[str, ...]
@@ -37,6 +39,7 @@ class ShapeOptions:
     level: float
     max_points: int = MAX_POINTS
     sheared: bool | None = None
+    turn: int = 0
 
 
 def shape_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -79,7 +82,7 @@ def parse_formats(text: str) -> tuple[str, ...]:
 
 
 def write_shapes(face: Any, codes: Any, folder: Path, name: str, options: ShapeOptions) -> list[Path]:
-    """One head (codes of one scene) as ``<name>.<kind>`` for each kind; returns the paths.
+    """One head (codes of one scene) as ``<name>.<kind>`` for each kind and perhaps ``<name>_turn.mp4``; returns the paths.
 
     Raises:
         UserError: the density never crosses the level; names its range.
@@ -90,19 +93,39 @@ def write_shapes(face: Any, codes: Any, folder: Path, name: str, options: ShapeO
     cube_size = face.head_cube if options.cube_size is None else options.cube_size
     paths = [folder / f"{name}.{kind}" for kind in options.kinds]
     meshes = [path for path in paths if path.suffix != ".mrc"]
-    if meshes:
+    turned: list[Path] = []
+    if meshes or options.turn:
         mesh = face.extract_mesh(
             code=codes, resolution=options.resolution, cube_size=cube_size, level=options.level,
             max_points=options.max_points, reference_lattice=options.sheared,
         )  # fmt: skip
         for path in meshes:
             save_mesh(path, mesh)
+        if options.turn:
+            turned = [folder / f"{name}_turn.mp4"]
+            write_turn(face, mesh, turned[0], options.turn)
     if len(meshes) < len(paths):
         sheared = face.config.reference.sheared_lattice if options.sheared is None else options.sheared
         lattice = Lattice(options.resolution, cube_size, sheared)
         volume = sample_volume(face.density(codes), lattice, options.max_points, face.device)
         save_mrc(folder / f"{name}.mrc", volume, lattice.voxel_size, lattice.origin)
-    return paths
+    return paths + turned
+
+
+def write_turn(face: Any, mesh: Any, path: Path, frames: int) -> None:
+    """A film of a mesh that turns once before the model's frontal camera, white, the lamp fixed to the camera."""
+    from facelab.inference.video import open_video
+    from facelab.mesh.shading import Surface, turntable
+
+    near, far = face.depth_range
+    distance = float(face.camera().cam2world[0, :3, 3].norm())
+    surface = Surface.of(mesh, face.device, colored=False)
+    with open_video(path) as film:
+        for picture in turntable(
+            surface, frames, size=TURN_SIZE, radius=distance, fov=face.view.fov, supersample=SUPERSAMPLE,
+            near=near, far=far,
+        ):  # fmt: skip
+            film.add(picture)
 
 
 @dataclass(frozen=True)

@@ -187,6 +187,8 @@ def turntable(
     mode: Literal["nearest", "blend"] = "nearest",
     background: Color = WHITE,
     supersample: int = 1,
+    near: float = 1e-6,
+    far: float = float("inf"),
 ) -> Iterator[Tensor]:
     """Yield the frames of a turn, (3, S, S) uint8 each, ready for ``facelab.inference.video.open_video``.
 
@@ -200,7 +202,7 @@ def turntable(
             of it is seen (``radius`` is then not used).
         radius: distance of the camera, scene units.
         fov: full field of view, degrees.
-        light, mode, background, supersample: see :func:`shade_values`; the lamp goes with the camera by default.
+        light, mode, background, supersample, near, far: see :func:`shade_values`; the lamp goes with the camera by default.
 
     Raises:
         ValueError: no frames.
@@ -219,7 +221,10 @@ def turntable(
         angle = 2 * math.pi * number / frames
         yaw = angle if sway is None else sway * math.cos(angle)
         camera = Camera.on_sphere(math.pi / 2 - elevation, math.pi / 2 - yaw, fov, radius)
-        yield shade_mesh(moved, camera, size, light=light, mode=mode, background=background, supersample=supersample)[0]
+        yield shade_mesh(
+            moved, camera, size, light=light, mode=mode, background=background, supersample=supersample, near=near,
+            far=far,
+        )[0]  # fmt: skip
 
 
 def phong(

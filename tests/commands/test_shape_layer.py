@@ -99,3 +99,17 @@ def test_options_of_shapes_need_a_shape(pigan_run: Path, tmp_path: Path) -> None
     empty = invoke("render_images", pigan_run, *SMALL, "--layers", "shape", "--level", 1e9, "--out", tmp_path)
     assert empty.exit_code == 2 and empty.stderr.startswith("error: no surface at level 1e+09")
     assert not list(tmp_path.rglob("*.png"))
+
+
+@pytest.mark.parametrize("method", ["fenerf", "eg3d"])
+def test_a_film_of_the_turning_mesh(method: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    run = request.getfixturevalue(f"{method}_run")
+    level = middle_density(facelab.load(run), 0.5)
+    shape = ("--voxel-resolution", 10, "--level", level, "--format", "mrc", "--turntable", 3)
+    result = succeed("extract_mesh", run, "--device", "cpu", *shape, "--out", tmp_path)
+    assert result.stdout.split() == [str(tmp_path / "0.mrc"), str(tmp_path / "0_turn.mp4")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.mrc", "0_turn.mp4"]
+    frames = list(read_video(tmp_path / "0_turn.mp4"))
+    assert [frame.shape for frame in frames] == [(512, 512, 3)] * 3
+    assert all((frame < 200).mean() > 0.05 for frame in frames)  # something is there
+    assert not np.array_equal(frames[0], frames[1])  # and turns
