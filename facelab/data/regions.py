@@ -10,6 +10,7 @@ description exchanges the two). Ask for regions by name, not by number.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -84,18 +85,29 @@ def fuse_regions(
     if widening is not None and reference:
         raise ValueError("reference means the original's widening; expected one of widening and reference, got both")
     squares = widening if widening is not None else REFERENCE_WIDENING if reference else WIDENING
-    groups = tuple(REGION_CLASSES.values()) if groups is None else groups
-    _check(label_map, groups, squares)
-    out = torch.zeros((len(label_map), len(groups), *label_map.shape[1:]), dtype=dtype, device=label_map.device)
-    for side in sorted({squares.get(c, 1) for group in groups for c in group}):
+    chosen = tuple(tuple(group) for group in (REGION_CLASSES.values() if groups is None else groups))
+    _check(label_map, chosen, squares)
+    out = torch.zeros((len(label_map), len(chosen), *label_map.shape[1:]), dtype=dtype, device=label_map.device)
+    numbers = label_map.long()
+    for side, channels, table in _tables(chosen, tuple(sorted(squares.items())), dtype, label_map.device):
+        out.index_add_(1, channels, widen(table[numbers].permute(0, 3, 1, 2), side))
+    return out.clamp_(max=1)
+
+
+@functools.lru_cache(maxsize=32)
+def _tables(
+    groups: tuple[tuple[int, ...], ...], squares: tuple[tuple[int, int], ...], dtype: torch.dtype, device: torch.device
+) -> list[tuple[int, Tensor, Tensor]]:
+    """For each side: the channels that have classes of it, and (19, channels) which classes; kept on the device."""
+    sides, tables = dict(squares), []
+    for side in sorted({sides.get(c, 1) for group in groups for c in group}):
         table = torch.zeros(NUM_CLASSES, len(groups), dtype=dtype)
         for channel, group in enumerate(groups):
             for number in group:
-                table[number, channel] = float(squares.get(number, 1) == side)
-        channels = table.any(dim=0).nonzero()[:, 0].tolist()
-        members = table[:, channels].to(label_map.device)[label_map.long()].permute(0, 3, 1, 2)
-        out[:, channels] = torch.maximum(out[:, channels], widen(members, side))
-    return out
+                table[number, channel] = float(sides.get(number, 1) == side)
+        channels = table.any(dim=0).nonzero()[:, 0]
+        tables.append((side, channels.to(device), table[:, channels].to(device)))
+    return tables
 
 
 def widen(members: Tensor, side: int) -> Tensor:
