@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from facelab.fields.output import FieldOutput
 from facelab.fields.sdf import BETA_START
@@ -181,7 +182,7 @@ class CNerfField(nn.Module):
             styles = _at_least_float32(styles)
             layers = self.regions.modulate(styles)
             with torch.set_grad_enabled(torch.is_grad_enabled() and base_gradient):
-                base = self.base.modulate(styles[:, BASE_OF])
+                base = self.base.modulate((styles if base_gradient else styles.detach())[:, BASE_OF])
         return BoundCNerf(self, layers, base, features, subset, residual_gradient, base_gradient)
 
     def base_distance(self, points: Tensor, styles: Tensor) -> Tensor:
@@ -316,7 +317,9 @@ def run_layers(points: Tensor, layers: Layers, depth: int, keep: bool = False) -
 def distance_gradient(arguments: Sequence[Tensor], layers: Layers, head: Tensor) -> Tensor:
     """Gradient of the summed distances with respect to the points that entered the layers.
 
-    ``g_l = cos(a_l) * (W_(l+1)' g_(l+1))`` from the distance's weights down to the points.
+    From the distance's weights down to the points, ``g = cos(a_l) * (W_(l+1)' g)``. The backward keeps, besides the
+    arguments, one tensor of their size for each layer, and computes no product twice. It cannot be differentiated
+    again.
 
     Args:
         arguments: of the sines of all layers, (N, K, 1, P, C).
@@ -325,26 +328,26 @@ def distance_gradient(arguments: Sequence[Tensor], layers: Layers, head: Tensor)
     Returns:
         (N, P, 3).
     """
-    last = arguments[-1]
-    ones = last.new_ones(*last.shape[:-1], 1)
-    pulled = cosine_back(last, ones, head.expand(len(last), *head.shape))
-    for argument, layer in zip(reversed(arguments[:-1]), reversed(layers[1:]), strict=True):
-        pulled = cosine_back(argument, pulled, layer.weight)
+    weights = [layer.weight for layer in layers[1:]]
+    pulled = _PullBack.apply(len(arguments), head[:, None], *arguments, *weights)
     return torch.matmul(pulled[:, :, 0], layers[0].weight).sum(1)
 
 
-def cosine_back(a: Tensor, upper: Tensor, weight: Tensor) -> Tensor:
-    """``cos(a) * (upper W)``: one step of :func:`distance_gradient`.
+def pull_back_plain(head: Tensor, arguments: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+    """What :func:`distance_gradient` does above the first layer, step by step: its definition.
 
     Args:
-        a: (N, K, 1, P, I) arguments of the sines below.
-        upper: (N, K, 1, P, O).
-        weight: (N, K, O, I).
+        head: (K, 1, 1, C), the distance by the last sine.
+        arguments: L of (N, K, 1, P, C).
+        weights: L - 1 of (N, K, C, C), of the layers above the first.
 
     Returns:
-        (N, K, 1, P, I). The backward keeps the arguments only. Differentiable any number of times.
+        (N, K, 1, P, C), the distance by what the first layer's sine is taken of.
     """
-    return _CosineBack.apply(a, upper, weight)
+    pulled = head * torch.cos(arguments[-1])
+    for argument, weight in zip(reversed(arguments[:-1]), reversed(weights), strict=True):
+        pulled = torch.cos(argument) * _times(pulled, weight)
+    return pulled
 
 
 def _times(rows: Tensor, weight: Tensor) -> Tensor:
@@ -353,27 +356,41 @@ def _times(rows: Tensor, weight: Tensor) -> Tensor:
     return product.reshape(*rows.shape[:-1], weight.shape[-1])
 
 
-class _CosineBack(torch.autograd.Function):
-    """See :func:`cosine_back`; the backward is made of differentiable operations."""
+class _PullBack(torch.autograd.Function):
+    """See :func:`pull_back_plain`. Products are kept, sines and cosines are computed again."""
 
     @staticmethod
-    def forward(ctx: Any, a: Tensor, upper: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(a, upper, weight)
-        return torch.cos(a) * _times(upper, weight)
+    def forward(ctx: Any, count: int, head: Tensor, *tensors: Tensor) -> Tensor:
+        arguments, weights = tensors[:count], tensors[count:]
+        products: list[Tensor] = []  # of the layers below the last, from the top
+        pulled = head * torch.cos(arguments[-1])
+        for argument, weight in zip(reversed(arguments[:-1]), reversed(weights), strict=True):
+            products.append(_times(pulled, weight))
+            pulled = torch.cos(argument) * products[-1]
+        ctx.count = count
+        ctx.save_for_backward(head, *tensors, *products)
+        return pulled
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # type: ignore[override]
-        a, upper, weight = ctx.saved_tensors
-        grad_a = grad_upper = grad_weight = None
-        if ctx.needs_input_grad[0]:
-            grad_a = -torch.sin(a) * grad * _times(upper, weight)
-        through = torch.cos(a) * grad
-        if ctx.needs_input_grad[1]:
-            grad_upper = _times(through, weight.transpose(-1, -2))
-        if ctx.needs_input_grad[2]:
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        count, (head, *tensors) = ctx.count, ctx.saved_tensors
+        arguments, weights, products = tensors[:count], tensors[count : 2 * count - 1], tensors[2 * count - 1 :]
+        products = [*reversed(products), head]  # by layer, from the bottom
+        of_arguments: list[Tensor] = []
+        of_weights: list[Tensor] = []
+        for layer in range(count - 1):
+            argument, weight = arguments[layer], weights[layer]
+            of_arguments.append(torch.sin(argument).mul_(products[layer]).mul_(grad).neg_())
+            through = torch.cos(argument).mul_(grad)
+            upper = torch.cos(arguments[layer + 1]).mul_(products[layer + 1])
             rows, columns = (x.reshape(-1, *x.shape[-2:]) for x in (upper, through))
-            grad_weight = torch.bmm(rows.transpose(1, 2), columns).reshape(weight.shape)
-        return grad_a, grad_upper, grad_weight
+            of_weights.append(torch.bmm(rows.transpose(1, 2), columns).reshape(weight.shape))
+            grad = _times(through, weight.transpose(-1, -2))
+        last = arguments[-1]
+        of_arguments.append(torch.sin(last).mul_(head).mul_(grad).neg_())
+        of_head = torch.cos(last).mul_(grad).sum((0, 3), keepdim=True)[0]
+        return None, of_head, *of_arguments, *of_weights
 
 
 def of_directions(directions: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -8,8 +8,15 @@ import torch
 from torch import Tensor
 
 from facelab.fields.output import FieldOutput
-from facelab.methods.cnerf.field import CNerfField, CNerfFieldConfig, LocalGenerators, cosine_back
+from facelab.methods.cnerf.field import (
+    CNerfField,
+    CNerfFieldConfig,
+    LocalGenerators,
+    distance_gradient,
+    pull_back_plain,
+)
 from facelab.methods.cnerf.fusion import CARVE_WIDTH, RegionValues, Subset, fuse, kept_share
+from facelab.nn.film import FilmLinear
 
 CONFIG = CNerfFieldConfig(regions=4, depth=2, width=7, style_dim=5)
 SCENES, RAYS, SAMPLES = 2, 3, 2
@@ -109,13 +116,30 @@ def test_base_is_in_the_gradient_but_not_trained() -> None:
     assert (residual - gradient).abs().max() > 1e-2
 
 
-def test_pulling_back_a_sine_has_derivatives_of_second_order() -> None:
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_pulling_back_through_sines(count: int) -> None:
+    """One function for all layers: values and derivatives of the same steps one by one."""
     source = torch.Generator().manual_seed(0)
-    sizes = [(1, 2, 1, 3, 4), (1, 2, 1, 3, 5), (1, 2, 5, 4)]
-    a, upper, weight = (torch.randn(s, generator=source, dtype=torch.float64, requires_grad=True) for s in sizes)
-    torch.testing.assert_close(cosine_back(a, upper, weight), torch.cos(a) * torch.matmul(upper, weight[:, :, None]))
-    assert torch.autograd.gradcheck(cosine_back, (a, upper, weight))
-    assert torch.autograd.gradgradcheck(cosine_back, (a, upper, weight))
+
+    def leaf(*size: int) -> Tensor:
+        return torch.randn(*size, generator=source, dtype=torch.float64, requires_grad=True)
+
+    head = leaf(3, 1, 4)
+    arguments = [leaf(2, 3, 1, 5, 4) for _ in range(count)]
+    layers = [FilmLinear(leaf(2, 3, 4, 3 if i == 0 else 4), leaf(2, 3, 4)) for i in range(count)]
+    weights = [layer.weight for layer in layers]
+    ours = distance_gradient(arguments, layers, head)
+    plain = pull_back_plain(head[:, None], arguments, weights[1:])
+    expected = torch.einsum("nkpc,nkci->npi", plain[:, :, 0], weights[0])
+    torch.testing.assert_close(ours, expected)
+    inputs = [head, *arguments, *weights]
+    factors = torch.randn(ours.shape, generator=source, dtype=torch.float64)
+    for a, b in zip(
+        torch.autograd.grad((ours * factors).sum(), inputs),
+        torch.autograd.grad((expected * factors).sum(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)
 
 
 def test_one_scene_from_several_cameras() -> None:
