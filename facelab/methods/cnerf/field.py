@@ -59,6 +59,22 @@ class CNerfFieldConfig:
         return 1.0 if self.box_side is None else 2 / self.box_side
 
 
+@dataclass(frozen=True)
+class Sines:
+    """Sines behind a layer (N, K, 1, P, C): taken, or, where a backward will want it, what they are to be taken of."""
+
+    tensor: Tensor
+    taken: bool = False
+
+    def affine(self, weight: Tensor, bias: Tensor) -> Tensor:
+        """``W sin + b`` with weights (N, K, O, C) and biases (N, K, O) -> (N, K, 1, P, O)."""
+        return (affine if self.taken else sine_affine)(self.tensor, weight, bias)
+
+    def select(self, regions: Sequence[int]) -> Sines:
+        """Those of some regions."""
+        return Sines(self.tensor[:, list(regions)], self.taken)
+
+
 class LocalGenerators(nn.Module):
     """``count`` local generators with weights stacked along the first axis.
 
@@ -92,48 +108,51 @@ class LocalGenerators(nn.Module):
 
     def distance(self, points: Tensor, layers: Layers) -> Tensor:
         """(N, P, 3) points -> (N, P) distance, summed over the generators."""
-        _, last, _ = run_layers(points, layers, len(layers))
-        head = self.sdf.of_scenes(len(points))
-        return sine_affine(last, head.weight, head.bias)[:, :, 0, :, 0].sum(1)
+        return self.distance_of(run_layers(points, layers, len(layers))[1])
+
+    def distance_of(self, texture: Sines) -> Tensor:
+        """Distance (N, P) summed over the generators, from the sines of the last layer."""
+        head = self.sdf.of_scenes(len(texture.tensor))
+        return texture.affine(head.weight, head.bias)[:, :, 0, :, 0].sum(1)
 
     def color_head(self) -> tuple[Tensor, Tensor]:
         """Feature and colour layer as one: nothing lies between them. Weight (K, 3, C + 3), bias (K, 3)."""
         weight = torch.bmm(self.rgb.weight, self.feature.weight)
         return weight, torch.baddbmm(self.rgb.bias[..., None], self.rgb.weight, self.feature.bias[..., None])[..., 0]
 
-    def values(self, shape: Tensor, texture: Tensor, directions: Tensor) -> RegionValues:
+    def values(self, shape: Sines, texture: Sines, directions: Tensor) -> RegionValues:
         """Distances, masks and raw colours.
 
         Args:
-            shape, texture: (N, K, 1, P, C) arguments of the sines behind the shape and the texture layers.
+            shape, texture: behind the shape and the texture layers.
             directions: (N, R, 3); P is R S.
         """
-        scenes, rays, width = len(shape), directions.shape[1], shape.shape[-1]
+        scenes, rays, width = len(shape.tensor), directions.shape[1], shape.tensor.shape[-1]
         rgb_weight, rgb_bias = self.color_head()
         weight = torch.cat([self.sdf.weight, rgb_weight[..., :width]], dim=1)  # K, 4, C
         bias = torch.cat([self.sdf.bias, torch.zeros_like(rgb_bias)], dim=1)
-        head = FilmLinear(weight.expand(scenes, *weight.shape), bias.expand(scenes, *bias.shape))
-        sdf_rgb = sine_affine(texture, head.weight, head.bias)[:, :, 0].unflatten(2, (rays, -1))  # N, K, R, S, 4
+        weight, bias = weight.expand(scenes, *weight.shape), bias.expand(scenes, *bias.shape)
+        sdf_rgb = texture.affine(weight, bias)[:, :, 0].unflatten(2, (rays, -1))  # N, K, R, S, 4
         mask = self._of_points(shape, self.mask.weight[..., :width])[:, :, 0].unflatten(2, (rays, -1))[..., 0]
         seen = of_directions(directions, self.mask.weight[..., width:], self.mask.bias)
         rgb = sdf_rgb[..., 1:] + of_directions(directions, rgb_weight[..., width:], rgb_bias)[..., None, :]
         return RegionValues(rgb, sdf_rgb[..., 0], mask + seen)
 
-    def features(self, texture: Tensor, directions: Tensor, mask: Tensor, kept: Sequence[int] | None) -> Tensor:
+    def features(self, texture: Sines, directions: Tensor, mask: Tensor, kept: Sequence[int] | None) -> Tensor:
         """Fused features (N, R, S, C) of all or some regions; arguments as in :meth:`values`, masks (N, K, R, S)."""
-        weight, bias, width = self.feature.weight, self.feature.bias, texture.shape[-1]
+        weight, bias, width = self.feature.weight, self.feature.bias, texture.tensor.shape[-1]
         if kept is not None:
-            texture, mask = texture[:, list(kept)], mask[:, list(kept)]
+            texture, mask = texture.select(kept), mask[:, list(kept)]
             weight, bias = weight[list(kept)], bias[list(kept)]
         points = self._of_points(texture, weight[..., :width])[:, :, 0].unflatten(2, mask.shape[2:])
         seen = of_directions(directions, weight[..., width:], bias)  # N, K, R, C: the same for all samples of a ray
         return fuse_features(points, mask) + torch.einsum("nkrs,nkrc->nrsc", mask, seen)
 
     @staticmethod
-    def _of_points(argument: Tensor, weight: Tensor) -> Tensor:
-        """Weight (K, O, C) on the sine of (N, K, 1, P, C) -> (N, K, 1, P, O)."""
-        stacked = weight.expand(len(argument), *weight.shape)
-        return sine_affine(argument, stacked, stacked.new_zeros(stacked.shape[:-1]))
+    def _of_points(sines: Sines, weight: Tensor) -> Tensor:
+        """Weight (K, O, C) on (N, K, 1, P, C) -> (N, K, 1, P, O)."""
+        stacked = weight.expand(len(sines.tensor), *weight.shape)
+        return sines.affine(stacked, stacked.new_zeros(stacked.shape[:-1]))
 
 
 class CNerfField(nn.Module):
@@ -283,9 +302,8 @@ class BoundCNerf:
         """Distance (N, P) of the base and, if wanted, its gradient (N, P, 3), in the networks' units."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.base_gradient):
             net = self.net.base
-            last, _, arguments = run_layers(points, self.base, len(self.base), keep=gradient)
-            head = net.sdf.of_scenes(len(points))
-            distance = sine_affine(last, head.weight, head.bias)[:, :, 0, :, 0].sum(1)
+            _, last, arguments = run_layers(points, self.base, len(self.base), keep=gradient)
+            distance = net.distance_of(last)
             slope = distance_gradient(arguments, self.base, net.sdf.weight) if gradient else None
         return distance, slope
 
@@ -293,25 +311,25 @@ class BoundCNerf:
 # ---------------------------------------------------------------- layers
 
 
-def run_layers(points: Tensor, layers: Layers, depth: int, keep: bool = False) -> tuple[Tensor, Tensor, list[Tensor]]:
+def run_layers(points: Tensor, layers: Layers, depth: int, keep: bool = False) -> tuple[Sines, Sines, list[Tensor]]:
     """Points (N, P, 3) through all layers.
 
     Returns:
-        Arguments (N, K, 1, P, C) of the sines of layer ``depth`` (counted from 1) and of the last layer; all of them
-        in order if ``keep``.
+        The sines of layer ``depth`` (counted from 1) and of the last layer; the arguments (N, K, 1, P, C) of all of
+        them in order if ``keep``.
     """
-    groups = layers[0].weight.shape[1]
-    x = points[:, None, None].expand(-1, groups, -1, -1, -1)
-    argument = affine(x, layers[0].weight, layers[0].bias)
-    kept = [argument] if keep else []
-    middle = argument
-    for number, layer in enumerate(layers[1:], start=2):
-        argument = sine_affine(argument, layer.weight, layer.bias)
-        if number == depth:
-            middle = argument
+    x = points[:, None, None].expand(-1, layers[0].weight.shape[1], -1, -1, -1)
+    in_place = not keep and not torch.is_grad_enabled()
+    kept: list[Tensor] = []
+    middle = sines = Sines(x, taken=True)
+    for number, layer in enumerate(layers, start=1):
+        argument = sines.affine(layer.weight, layer.bias)
         if keep:
             kept.append(argument)
-    return middle, argument, kept
+        sines = Sines(argument.sin_() if in_place else argument, in_place)
+        if number == depth:
+            middle = sines
+    return middle, sines, kept
 
 
 def distance_gradient(arguments: Sequence[Tensor], layers: Layers, head: Tensor) -> Tensor:
