@@ -265,7 +265,8 @@ class FaceModel:
             scene: codes, or a scene that was computed once for many cameras.
             camera: N cameras, default one frontal camera per scene.
             settings: default :meth:`settings`.
-            fill: give empty rays the fill colour and prepend the background class to the labels.
+            fill: give empty rays the fill colour and prepend the background class to the labels; models that draw the
+                background themselves stay as they are.
             seed: of the random depths, where the settings ask for any.
 
         Returns:
@@ -281,7 +282,7 @@ class FaceModel:
         if len(camera) == 1 and made.count > 1:
             camera = Camera.cat([camera] * made.count)
         output = self.generator.render(made, camera, settings or self.settings(), Draws(seed).at(phase="inference"))
-        if not fill or output.semantics is None:
+        if not fill or output.semantics is None or not getattr(self._method, "fills_empty", True):
             return output
         color = getattr(self.config.render, "fill_color", "black")
         return fill_output(output, color, getattr(self.config.reference, "fill_labels", False))
@@ -334,7 +335,8 @@ class FaceModel:
         from facelab.mesh.marching_cubes import extract_mesh
 
         at = self._field_at(code if code is not None else self.codes(seed, truncation))
-        sheared = self.config.reference.sheared_lattice if reference_lattice is None else reference_lattice
+        configured = getattr(self.config.reference, "sheared_lattice", False)
+        sheared = configured if reference_lattice is None else reference_lattice
         return extract_mesh(
             lambda p: at(p).sigma.reshape(-1),
             resolution,

@@ -24,6 +24,7 @@ class Cnerf:
     name = "cnerf"
     config_type: type = CnerfConfig
     deviations: list[Deviation] = DEVIATIONS
+    fills_empty = False  # the background is a region
     truncated_layers: int | None = None  # truncation has no cutoff: a region has one code for all its layers
 
     def generator_config(self, config: Any) -> CNerfGeneratorConfig:
