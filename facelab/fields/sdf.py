@@ -6,6 +6,7 @@ Shape legend: N scenes, R rays, S samples per ray, P = R S points, C width, W wi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -16,6 +17,7 @@ from facelab.fields.output import BoundField, FieldOutput
 from facelab.nn.film import FilmLinear, FilmSine, StackedLinear, affine, pull_back, sine_affine
 
 BETA_START = 0.1
+Step = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class DistanceField(Protocol):
@@ -141,8 +143,8 @@ class SdfField(nn.Module):
     def distances(self, points: Tensor, film: SdfFilm) -> Tensor:
         """(N, R, S, 3) points -> (N, R, S, 1) signed distance alone (meshes, sphere initialisation)."""
         with torch.autocast(points.device.type, enabled=False):
-            last = self._trunk(_at_least_float32(points), film)[-1]
-            return sine_affine(last, self.distance.weight, self.distance.bias).unflatten(1, points.shape[1:3])
+            step, last, _ = self._trunk(_at_least_float32(points), film)
+            return step(last, self.distance.weight, self.distance.bias).unflatten(1, points.shape[1:3])
 
     def raw(
         self, points: Tensor, directions: Tensor, film: SdfFilm, *, features: bool = True, gradient: bool = False
@@ -160,27 +162,40 @@ class SdfField(nn.Module):
             )
         rays = points.shape[1:3]
         with torch.autocast(points.device.type, enabled=False):
-            arguments = self._trunk(_at_least_float32(points), film, keep=gradient)
-            distance = sine_affine(arguments[-1], self.distance.weight, self.distance.bias).unflatten(1, rays)
+            step, last, arguments = self._trunk(_at_least_float32(points), film, gradient)
+            distance = step(last, self.distance.weight, self.distance.bias).unflatten(1, rays)
             slope = None
             if gradient:
                 slope = self._scale * pull_back(arguments, film.points, self.distance.weight[0]).unflatten(1, rays)
             width, view = self.config.width, film.view
             # the view direction is the same for the samples of a ray, so its share is added per ray
-            seen = sine_affine(arguments[-1], view.weight[..., :width], view.bias).unflatten(1, rays)
-            of_ray = _at_least_float32(directions) @ view.weight[..., width:].transpose(1, 2)
-            seen = seen + of_ray[:, :, None]
-            rgb = sine_affine(seen, self.rgb.weight, self.rgb.bias)
-            return rgb, distance, torch.sin(seen) if features else None, slope
+            seen = step(last, view.weight[..., :width], view.bias).unflatten(1, rays)
+            of_ray = (_at_least_float32(directions) @ view.weight[..., width:].transpose(1, 2))[:, :, None]
+            seen = seen.add_(of_ray).sin_() if step is affine else seen + of_ray
+            rgb = step(seen, self.rgb.weight, self.rgb.bias)
+            if not features:
+                return rgb, distance, None, slope
+            return rgb, distance, seen if step is affine else torch.sin(seen), slope
 
-    def _trunk(self, points: Tensor, film: SdfFilm, keep: bool = False) -> list[Tensor]:
-        """Points -> (N, P, C), what enters the sine of the last layer; with ``keep`` of all layers in order."""
-        first = film.points[0]
-        arguments = [affine(self.warp(points).flatten(1, 2), first.weight, first.bias)]
+    def _trunk(self, points: Tensor, film: SdfFilm, keep: bool = False) -> tuple[Step, Tensor, list[Tensor]]:
+        """Points through the layers that see them.
+
+        Returns:
+            what makes the next layer's arguments of the last ones, these (N, P, C), and, if ``keep``, those of all
+            layers in order. Where no graph is recorded the sines are taken in place and the step has none to take.
+        """
+        x = self.warp(points).flatten(1, 2)
+        if not keep and not torch.is_grad_enabled():
+            for layer in film.points:
+                x = affine(x, layer.weight, layer.bias).sin_()
+            return affine, x, []
+        a = affine(x, film.points[0].weight, film.points[0].bias)
+        arguments = [a] if keep else []
         for layer in film.points[1:]:
-            following = sine_affine(arguments[-1], layer.weight, layer.bias)
-            arguments = [*arguments, following] if keep else [following]
-        return arguments
+            a = sine_affine(a, layer.weight, layer.bias)
+            if keep:
+                arguments.append(a)
+        return sine_affine, a, arguments
 
     def warp(self, points: Tensor) -> Tensor:
         """Scene units -> the box the network works in (no clamping)."""

@@ -118,6 +118,24 @@ def test_without_features_the_rest_is_the_same() -> None:
     assert torch.equal(full.rgb, lean.rgb) and torch.equal(full.sigma, lean.sigma)
 
 
+@pytest.mark.parametrize("features", [True, False])
+def test_without_a_graph_the_values_are_the_same_and_inputs_stay(features: bool) -> None:
+    points, directions, style = inputs()
+    field = made()
+    film, before = field.film(style), points.clone()
+    recorded = field(points, directions, film, features)
+    with torch.no_grad():
+        lean = field(points, directions, film, features)
+        again, gradient = field.with_gradient(points, directions, film, features)
+        distances = field.distances(points, film)
+    assert torch.equal(points, before) and (lean.features is None) == (not features)
+    for name in ("sigma", "rgb", "sdf", "features") if features else ("sigma", "rgb", "sdf"):
+        for other in (lean, again):
+            torch.testing.assert_close(getattr(other, name), getattr(recorded, name))
+    torch.testing.assert_close(distances, recorded.sdf)
+    torch.testing.assert_close(gradient, field.with_gradient(points, directions, film)[1])
+
+
 def test_field_stays_in_full_precision() -> None:
     points, directions, style = inputs(torch.float32)
     field = made(dtype=torch.float32)
