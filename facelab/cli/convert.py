@@ -13,6 +13,8 @@ import click
 
 from facelab.cli.common import OneLineCommand, friendly
 
+SELF_CONTAINED = ("eg3d", "cnerf")  # methods whose files hold averages and everything a configuration needs
+
 
 @dataclass(frozen=True)
 class Source:
@@ -55,7 +57,7 @@ def open_any(path: str | Path, ema: str | Path | None = None) -> Source:
         meta = {**checkpoint.meta, "step": checkpoint.step}
         return Source(str(meta["method"]), dict(config["model"]), checkpoint.weights, meta, config=config)
     original = read_foreign(found, ema=None if ema is None else Path(ema))
-    config = to_dict(original.config) if original.method == "eg3d" else {}
+    config = to_dict(original.config) if original.method in SELF_CONTAINED else {}
     return Source(original.method, original.model, original.weights, original.meta, original.notes, config)
 
 
@@ -77,13 +79,16 @@ def read_foreign(
     from facelab.checkpoints.legacy_pickle import read_pickle_checkpoint
     from facelab.errors import UserError
 
-    tree = read_pickle_checkpoint(path) if method in ("auto", "eg3d") else None
-    if method == "eg3d" or is_network_tree(tree):
-        from facelab.bases.eg3d.convert import read_original as read_eg3d
-
+    tree = read_pickle_checkpoint(path) if method in ("auto", *SELF_CONTAINED) else None
+    read = None
+    if method == "eg3d" or (method == "auto" and is_network_tree(tree)):
+        from facelab.bases.eg3d.convert import read_original as read
+    elif method == "cnerf" or (method == "auto" and _is_cnerf(tree)):
+        from facelab.methods.cnerf.convert import read_original as read
+    if read is not None:
         if ema is not None or curriculum is not None:
-            raise UserError(f"{path}: an EG3D file holds its averages and settings; leave out --ema and --curriculum")
-        original = read_eg3d(path, tree)
+            raise UserError(f"{path} holds its averages and settings; leave out --ema and --curriculum")
+        original = read(path, tree)
         if use_ema:
             return original
         weights = {name: state for name, state in original.weights.items() if not name.endswith("ema")}
@@ -94,6 +99,12 @@ def read_foreign(
     from facelab.bases.pigan.originals import read_original
 
     return read_original(path, ema, use_ema=use_ema, curriculum=curriculum)
+
+
+def _is_cnerf(tree: object) -> bool:
+    from facelab.methods.cnerf.convert import is_cnerf
+
+    return is_cnerf(tree)
 
 
 def full_config(method: str, model: Mapping[str, Any], curriculum: str) -> dict[str, Any]:
@@ -144,7 +155,7 @@ class Initialised:
 
 
 @click.command("convert_checkpoint", cls=OneLineCommand)
-@click.argument("method", metavar="METHOD", type=click.Choice(["auto", "pigan", "fenerf", "eg3d"]))
+@click.argument("method", metavar="METHOD", type=click.Choice(["auto", "pigan", "fenerf", *SELF_CONTAINED]))
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
@@ -165,8 +176,9 @@ def convert_checkpoint(
 ) -> None:
     """Convert an original checkpoint to a .safetensors model.
 
-    METHOD is fenerf or pigan (generator.pth, with ema.pth), eg3d (a .pkl of G, D and G_ema) or auto (as the file
-    says). No code of the file runs. The architecture is checked against the shapes of its tensors and printed.
+    METHOD is fenerf or pigan (generator.pth, with ema.pth), eg3d (a .pkl of G, D and G_ema), cnerf (a .pt of g_ema)
+    or auto (as the file says). No code of the file runs. The architecture is checked against the shapes of its tensors
+    and printed.
     """
     import json
 
@@ -182,12 +194,12 @@ def convert_checkpoint(
     for note in original.notes:
         click.echo(note)
     target = out if out.suffix == ".safetensors" else out / f"{original.method}.safetensors"
-    if original.method == "eg3d":
+    if original.method in SELF_CONTAINED:
         config = to_dict(original.config)
     else:
         config = full_config(original.method, original.model, original.meta["curriculum"])
     export_model(target, original.weights, {**original.meta, "config": config})
-    if original.method == "eg3d":
+    if original.method in SELF_CONTAINED:
         with atomic_write(target.with_suffix(".json")) as temporary:
             text = json.dumps({"config": config, "origin": original.meta["origin"]}, indent=1, sort_keys=True)
             Path(temporary).write_text(text + "\n", encoding="utf-8")

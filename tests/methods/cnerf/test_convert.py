@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import Tensor
 
 import facelab
@@ -15,6 +16,7 @@ from facelab.bases.stylesdf.convert_discriminators import discriminator_from_ori
 from facelab.bases.stylesdf.keys import filter_kernel
 from facelab.checkpoints.format import export_model
 from facelab.checkpoints.recognise import describe
+from facelab.cli.convert import convert_checkpoint
 from facelab.config import to_dict
 from facelab.errors import UserError
 from facelab.methods.cnerf import order
@@ -79,6 +81,17 @@ def test_a_converted_file_opens(volume_file: tuple[Path, CNerfGenerator], tmp_pa
     density = model.density(model.codes(3))(torch.zeros(5, 3))
     mesh = model.extract_mesh(3, resolution=12, level=float(density[0]))
     assert len(mesh.faces) > 0 and mesh.vertices.shape[1] == 3
+
+
+def test_the_command_tells_what_it_found(volume_file: tuple[Path, CNerfGenerator], tmp_path: Path) -> None:
+    path, _ = volume_file
+    for method in ("auto", "cnerf"):
+        done = CliRunner().invoke(convert_checkpoint, [method, str(path), str(tmp_path / method)])
+        assert done.exit_code == 0, done.output
+        assert "channel 3 is the mouth" in done.output and "gd: all" in done.output
+        assert facelab.load(tmp_path / method / "cnerf.safetensors").method == "cnerf"
+    done = CliRunner().invoke(convert_checkpoint, ["eg3d", str(path), str(tmp_path)])
+    assert done.exit_code == 2 and done.output.count("\n") == 1
 
 
 def exchanged_channels(state: dict[str, Tensor]) -> dict[str, Tensor]:
