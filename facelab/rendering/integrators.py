@@ -29,7 +29,7 @@ class RenderOutput:
         weights: (N, R, S, 1) per-sample weights (after ``last``), per-interval ones of midpoint compositing.
         t: (N, R, S) ray parameters the weights belong to.
         normals: (N, R, 3) unit world vectors or None.
-        features: (N, R, C) composited features, the first three are ``rgb``, or None.
+        features: (N, R, C) composited features, or None; the first three are ``rgb`` unless the field has an sdf.
         mean_depth: (N, R, 1) ray parameter divided by the opacity, within the ray's samples, or None.
     """
 

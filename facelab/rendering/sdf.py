@@ -8,6 +8,7 @@ along the ray. The last sample stands for everything behind it: its weight is th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -227,6 +228,30 @@ def render_sdf(
         return replace(output, sdf=values.sdf if options.samples else None, gradient=gradient)
 
     return render_chunks(chunk, rays, noise, settings)
+
+
+@torch.no_grad()
+def frustum_distances(
+    distances: Callable[[Tensor], Tensor], rays: Rays, settings: RenderSettings, sampling: Sampling = "offset"
+) -> Tensor:
+    """What a field says at the unmoved depths of rays, for :mod:`facelab.mesh.aligned_volume`, in chunks of rays.
+
+    Args:
+        distances: points (N, R, S, 3) -> signed distance (N, R, S, 1).
+        rays: N x R rays.
+        settings: near, far, ``samples_coarse`` and ``max_points``.
+        sampling: with ``offset`` the last depth lies one step before far.
+
+    Returns:
+        (N, R, S).
+    """
+    images, count = rays.origins.shape[:2]
+    chunk = max(1, settings.max_points // (images * settings.samples_coarse))
+    parts = []
+    for start in range(0, count, chunk):
+        part = rays.part(start, start + chunk)
+        parts.append(distances(points_along(part, ray_depths(part, settings, sampling))).squeeze(-1))
+    return torch.cat(parts, dim=1)
 
 
 def check_sdf_settings(settings: RenderSettings) -> None:

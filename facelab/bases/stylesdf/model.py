@@ -20,7 +20,7 @@ from facelab.draws import Draws
 from facelab.fields.sdf import BoundSdf, SdfField, SdfFieldConfig, SdfFilm
 from facelab.generator import Codes, GeneratorOutput, Scene, sample_latents
 from facelab.nn.film import StyleMapping
-from facelab.rendering.sdf import Sampling, SdfOptions, SdfRenderOutput, render_sdf
+from facelab.rendering.sdf import Sampling, SdfOptions, SdfRenderOutput, frustum_distances, render_sdf
 from facelab.rendering.settings import RenderSettings
 
 AVERAGE_SEED, AVERAGE_COUNT = 0, 10_000
@@ -138,6 +138,13 @@ class SdfGenerator(nn.Module):
         options = options or SdfOptions(self.config.sampling)
         field = self.field(scene, len(camera), features)
         return render_sdf(field, self.rays(camera, settings), settings, draws, options)
+
+    def frustum(self, scene: Scene, camera: Camera, settings: RenderSettings) -> Tensor:
+        """Signed distances (N, s, s, S) at the unmoved depths of the pixels' rays: shapes, see facelab.mesh."""
+        field = self.field(scene, len(camera))
+        rays = self.rays(camera, settings)
+        found = frustum_distances(field.distances, rays, settings, self.config.sampling)
+        return found.unflatten(1, (settings.resolution, settings.resolution))
 
     def render(
         self, scene: Scene, camera: Camera, settings: RenderSettings, draws: Draws | None = None, guide: Any = None

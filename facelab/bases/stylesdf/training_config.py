@@ -161,8 +161,8 @@ def volume_deviations(method: str) -> list[Deviation]:
         Deviation(
             method,
             "double_truncation",
-            "the original truncates the code and then the decoder's style made of it once more; ours truncates the "
-            "code, so that the stated ratio is the one that acts",
+            "the original truncates the code and then the decoder's style made of it once more; ours truncates once, so "
+            "that the stated ratio is the one that acts",
         ),
         Deviation(
             method,

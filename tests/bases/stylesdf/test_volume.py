@@ -24,8 +24,9 @@ from facelab.checkpoints.key_map import KeyMap
 from facelab.config import load_staged, to_dict
 from facelab.draws import Draws
 from facelab.errors import UserError
-from facelab.fields.sdf import SdfFieldConfig
+from facelab.fields.sdf import SdfField, SdfFieldConfig
 from facelab.generator import Codes, sample_latents
+from facelab.mesh.aligned_volume import align_volume, aligned_mesh
 from facelab.rendering.sdf import SdfOptions
 from facelab.rendering.settings import RenderSettings
 
@@ -121,6 +122,23 @@ def test_field_learns_to_start_as_a_sphere() -> None:
     points = torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.1, 0.0], [0.1, 0.0, 0.0], [0.0, 0.0, 0.1]])
     ends = field.distances(points[None, :, None]).flatten()
     assert ends[0] < -0.02 and (ends[1:] > 0.02).all()
+
+
+def test_frustum_of_distances_becomes_the_shape_in_the_scene(monkeypatch) -> None:
+    model, camera = generator(), sphere_camera(0.4, -0.2)
+    calls = []
+
+    def ball(self: SdfField, points: Tensor, film: object) -> Tensor:
+        calls.append(points.shape[:3].numel())
+        return points.norm(dim=-1, keepdim=True) - 0.06
+
+    monkeypatch.setattr(SdfField, "distances", ball)
+    settings = SETTINGS.replace(resolution=40, samples_coarse=40, max_points=9000)
+    volume = model.frustum(model.scene(model.map(latents(1))), camera, settings)
+    assert volume.shape == (1, 40, 40, 40) and sum(calls) == 64_000 and max(calls) <= 9000
+    mesh = aligned_mesh(align_volume(volume[0]), camera=camera)
+    radius = torch.as_tensor(mesh.vertices).norm(dim=-1)
+    assert len(radius) > 1000 and (radius - 0.06).abs().max() < 0.002
 
 
 def test_sphere_start_is_stratified_and_comes_from_the_draws() -> None:
