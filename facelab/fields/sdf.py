@@ -89,8 +89,10 @@ class SdfField(nn.Module):
     The signed distance is a linear map of the last of ``layers`` FiLM-SIREN layers; one more of them sees these and
     the view direction and gives the features, of which the colour is a linear map. ``beta`` is the learned width of
     the surface. Everything is computed in float32 at least, because sines of large arguments amplify rounding.
-    Parameters are zero until :meth:`reset_parameters`.
+    Parameters are zero until :meth:`reset_parameters`. ``precision`` says what the layers compute in.
     """
+
+    precision: Literal["fp32"] = "fp32"
 
     def __init__(self, config: SdfFieldConfig) -> None:
         super().__init__()

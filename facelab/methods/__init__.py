@@ -11,6 +11,7 @@ from facelab.errors import UserError, nearest
 METHODS: dict[str, str] = {
     "pigan": "facelab.bases.pigan",
     "eg3d": "facelab.bases.eg3d",
+    "stylesdf": "facelab.bases.stylesdf",
     "fenerf": "facelab.methods.fenerf",
     "cnerf": "facelab.methods.cnerf",
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from facelab.bases.stylesdf.full_model import FullGenerator, FullGeneratorConfig
@@ -50,9 +51,11 @@ def has_decoder(state: Mapping[str, object]) -> bool:
     return any(key.startswith(DECODER) for key in state)
 
 
-def build_generator(config: SdfGeneratorConfig) -> SdfGenerator:
-    """The generator of a configuration: with a decoder if the configuration has one."""
-    return FullGenerator(config) if isinstance(config, FullGeneratorConfig) else SdfGenerator(config)
+def build_generator(config: SdfGeneratorConfig, generator: torch.Generator | None = None) -> SdfGenerator:
+    """The generator of a configuration, with a decoder if that has one; ``generator`` draws the first weights."""
+    if isinstance(config, FullGeneratorConfig):
+        return FullGenerator(config, generator)
+    return SdfGenerator(config, generator)
 
 
 def generator_config_from_original(
