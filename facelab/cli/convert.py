@@ -13,7 +13,7 @@ import click
 
 from facelab.cli.common import OneLineCommand, friendly
 
-SELF_CONTAINED = ("eg3d", "cnerf")  # methods whose files hold averages and everything a configuration needs
+SELF_CONTAINED = ("eg3d", "stylesdf", "cnerf")  # methods whose files hold averages and everything a configuration needs
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,8 @@ def read_foreign(
     read = None
     if method == "eg3d" or (method == "auto" and is_network_tree(tree)):
         from facelab.bases.eg3d.convert import read_original as read
+    elif method == "stylesdf" or (method == "auto" and _is_stylesdf(tree)):
+        from facelab.bases.stylesdf.convert import read_original as read
     elif method == "cnerf" or (method == "auto" and _is_cnerf(tree)):
         from facelab.methods.cnerf.convert import read_original as read
     if read is not None:
@@ -99,6 +101,12 @@ def read_foreign(
     from facelab.bases.pigan.originals import read_original
 
     return read_original(path, ema, use_ema=use_ema, curriculum=curriculum)
+
+
+def _is_stylesdf(tree: object) -> bool:
+    from facelab.bases.stylesdf.convert import is_stylesdf
+
+    return is_stylesdf(tree)
 
 
 def _is_cnerf(tree: object) -> bool:
@@ -176,9 +184,9 @@ def convert_checkpoint(
 ) -> None:
     """Convert an original checkpoint to a .safetensors model.
 
-    METHOD is fenerf or pigan (generator.pth, with ema.pth), eg3d (a .pkl of G, D and G_ema), cnerf (a .pt of g_ema)
-    or auto (as the file says). No code of the file runs. The architecture is checked against the shapes of its tensors
-    and printed.
+    METHOD is fenerf or pigan (generator.pth, with ema.pth), eg3d (a .pkl of G, D and G_ema), stylesdf or cnerf (a
+    .pt of g_ema) or auto (as the file says). No code of the file runs. The architecture is checked against the shapes
+    of its tensors and printed.
     """
     import json
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import Tensor
 
 import facelab
@@ -30,6 +31,7 @@ from facelab.bases.stylesdf.model import SdfGenerator, SdfGeneratorConfig
 from facelab.bases.stylesdf.training import METHOD
 from facelab.checkpoints.format import export_model
 from facelab.checkpoints.recognise import describe, digest_of
+from facelab.cli.convert import convert_checkpoint
 from facelab.config import to_dict
 from facelab.errors import UserError
 from facelab.fields.sdf import SdfFieldConfig
@@ -168,6 +170,19 @@ def test_every_number_comes_back(full: bool) -> None:
     assert set(again) == set(states["g"])
     for key, value in states["g"].items():
         assert torch.equal(again[key], value), key
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_the_command_tells_what_it_found(full: bool, tmp_path: Path) -> None:
+    path = saved(small_states(full), tmp_path / "model.pt")
+    for method in ("auto", "stylesdf"):
+        done = CliRunner().invoke(convert_checkpoint, [method, str(path), str(tmp_path / method)])
+        assert done.exit_code == 0, done.output
+        assert "2 + 1 layers of 6, codes of 5" in done.output and "tensors accounted for" in done.output
+        assert facelab.load(tmp_path / method / "stylesdf.safetensors").method == "stylesdf"
+    for method in ("cnerf", "eg3d"):
+        done = CliRunner().invoke(convert_checkpoint, [method, str(path), str(tmp_path)])
+        assert done.exit_code == 2 and done.output.count("\n") == 1, done.output
 
 
 def test_cameras_are_those_of_the_data_set(tmp_path: Path) -> None:
