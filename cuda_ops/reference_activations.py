@@ -138,26 +138,7 @@ def bias_act(
     gain: float | None = None,
     clamp: float | None = None,
 ) -> Tensor:
-    """clamp(gain * act(x + b), -clamp, clamp).
-
-    A value that reaches the clamp passes no gradient, at the boundary either (float16 saturates onto it).
-    Works in the dtype of ``x``, under autocast too.
-
-    Args:
-        x: any shape, floating point.
-        b: (x.shape[dim],), or None. Cast to the dtype of ``x``.
-        dim: the axis that ``b`` lies along.
-        act: a key of :data:`ACTIVATIONS`.
-        alpha: slope of lrelu for negative inputs; None = 0.2. The others ignore it.
-        gain: factor; None = the activation's own.
-        clamp: bound of the result, >= 0; None = none.
-
-    Returns:
-        Shape, dtype and memory format of ``x``.
-
-    Raises:
-        ValueError: an unknown activation, a negative clamp, or a bias that does not fit.
-    """
+    """The twin of :func:`cuda_ops.bias_act`, where arguments and errors are said."""
     entry = activation(act)
     alpha = entry.alpha if alpha is None else float(alpha)
     gain = entry.gain if gain is None else float(gain)

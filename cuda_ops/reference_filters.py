@@ -136,26 +136,7 @@ def upfirdn2d(
     flip_filter: bool = False,
     gain: float = 1,
 ) -> Tensor:
-    """Insert zeros, pad or crop, filter, keep every ``down``-th sample.
-
-    y[oy, ox] = gain * sum_{j,i} g[j, i] xu[oy * down + j - y0, ox * down + i - x0], where xu[k] is x[k / up]
-    where ``up`` divides k, else 0, and g is ``f`` if ``flip_filter`` (correlation) else ``f`` reversed
-    (convolution).
-
-    Args:
-        x: (N, C, H, W), float16, bfloat16, float32 or float64.
-        f: (fh, fw); (n,), applied along both axes; or None, the identity.
-        up, down: factors, int or [x, y].
-        padding: int, [x, y] or [x0, x1, y0, y1] in upsampled pixels; negative numbers crop.
-        flip_filter: see above.
-        gain: factor of the result.
-
-    Returns:
-        (N, C, oH, oW) with oW = (W * up + x0 + x1 - fw) // down + 1, in the dtype and memory format of ``x``.
-
-    Raises:
-        ValueError: a bad argument, or a padded picture smaller than the filter.
-    """
+    """The twin of :func:`cuda_ops.upfirdn2d`, where formula, arguments and errors are said."""
     (ux, uy), (dx, dy), padding = pair(up, "up"), pair(down, "down"), pads(padding)
     size = filter_size(f)
     height, width = output_size(x.shape[2], x.shape[3], size, (ux, uy), (dx, dy), padding)

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 
-def milliseconds(work: Callable[[], Any], repeats: int = 50, warmup: int = 10) -> tuple[float, float]:
-    """(median, interquartile range) of the GPU time of ``work``, by CUDA events, after a warm-up."""
+def event_times(work: Callable[[], Any], repeats: int = 50, warmup: int = 10) -> list[float]:
+    """Milliseconds of the GPU for each of ``repeats`` calls, by CUDA events, after a warm-up."""
     for _ in range(warmup):
         work()
     events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeats)]
@@ -21,8 +21,12 @@ def milliseconds(work: Callable[[], Any], repeats: int = 50, warmup: int = 10) -
         work()
         stop.record()
     torch.cuda.synchronize()
-    times = [start.elapsed_time(stop) for start, stop in events]
-    low, middle, high = statistics.quantiles(times, n=4)
+    return [start.elapsed_time(stop) for start, stop in events]
+
+
+def milliseconds(work: Callable[[], Any], repeats: int = 50, warmup: int = 10) -> tuple[float, float]:
+    """(median, interquartile range) of :func:`event_times`."""
+    low, middle, high = statistics.quantiles(event_times(work, repeats, warmup), n=4)
     return middle, high - low
 
 

@@ -116,6 +116,12 @@ class Camera:
         """The same poses with another field of view (degrees)."""
         return replace(self, intrinsics=intrinsics_from_fov(fov, len(self), self.cam2world))
 
+    def scaled(self, factor: float) -> Camera:
+        """The same views of a scene ``factor`` times as large: positions move, angles and intrinsics stay."""
+        cam2world = self.cam2world.clone()
+        cam2world[:, :3, 3] *= factor
+        return Camera(cam2world, self.intrinsics, self.sphere_angles())
+
     @staticmethod
     def cat(cameras: Sequence[Camera]) -> Camera:
         """Concatenate along the batch axis; angles are kept if every part has them."""

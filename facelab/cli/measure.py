@@ -259,12 +259,13 @@ class Session:
 
     def identity(self) -> dict[str, Any]:
         """Cosine of ArcFace embeddings of two views of each generated head, cameras drawn at random."""
+        from facelab.metrics.features import read_tensor_file
         from facelab.metrics.identity import identity_report
-        from facelab.nn.pretrained.arcface import FaceIdentity
+        from facelab.nn.pretrained.arcface import FaceIdentity, arcface_from_published
 
         r = self.request
         assert r.arcface is not None
-        net = FaceIdentity(r.arcface).to(self.model.device)
+        net = FaceIdentity(arcface_from_published(read_tensor_file(r.arcface), r.arcface)).to(self.model.device)
         heads = self.generated(self.render_size)
 
         def pairs(start: int, count: int) -> Any:

@@ -75,13 +75,11 @@ def synthetic_heads(sight: Sight, seed: int, size: int, grid: str, device: Any) 
 
 def synthetic_labels(sight: Sight, seed: int, grid: str) -> Tensor:
     """(4096, 25) cameras of synthetic heads, without drawing the heads."""
-    from facelab.metrics.known_heads import scaled_camera
-
-    heads = synthetic_heads(sight, seed, 16, grid, "cpu").heads
     import torch
 
+    heads = synthetic_heads(sight, seed, 16, grid, "cpu").heads
     camera = heads.cameras(heads.numbers(torch.arange(LABEL_HEADS)))
-    return scaled_camera(camera, sight.radius).label()
+    return camera.scaled(sight.radius).label()
 
 
 def real_set(model: Any, sight: Sight, path: str, size: int) -> Any:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from facelab.data import reading
 from facelab.data.eg3d_cameras import CameraSource
-from facelab.data.eg3d_labels import FOCAL, RADIUS, mirror_label, on_radius, rescale_positions
+from facelab.data.eg3d_labels import FOCAL, RADIUS, mirror_label, on_radius
 from facelab.data.eg3d_store import DESCRIPTION, MASK_FOLDERS, split_names
 from facelab.data.transforms import mirror as mirror_arrays
 from facelab.errors import UserError
@@ -296,7 +296,7 @@ def synthetic_items(
 
     def load(index: int) -> Loaded:
         batch = heads.head(index)
-        label = rescale_positions(batch.camera.label().double(), radius)[0]
+        label = batch.camera.scaled(radius).label()[0].double()
         image = Image.fromarray(batch.image[0].permute(1, 2, 0).contiguous().numpy())
         return Loaded(image, label, batch.mask[0].to(torch.uint8).numpy())
 

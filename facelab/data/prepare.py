@@ -9,16 +9,11 @@ missing files are counted and named in ``report.json``, and do not stop the othe
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import re
 import shutil
-import signal
-import threading
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -27,6 +22,7 @@ from PIL import Image
 
 from facelab.data import reading
 from facelab.data.classes import CLASSES, NUM_CLASSES, PAINT_ORDER, SOFGAN_TO_CELEBA
+from facelab.data.processes import in_processes
 from facelab.data.transforms import resize_mask
 from facelab.errors import Interrupted, UserError
 from facelab.files import atomic_path, make_folder
@@ -255,7 +251,7 @@ def _run(jobs: list[Job], report: PrepareReport, target: Path, workers: int | No
     _claim(target, {"command": report.command, "size": report.size, "scheme": jobs[0].scheme})
     workers = _cpus() if workers is None else max(1, workers)
     try:
-        with closing(_outcomes(jobs, workers)) as outcomes:
+        with closing(in_processes(make_pair, jobs, workers)) as outcomes:
             for outcome in progress_bar(outcomes, total=len(jobs), unit="pair", show=progress, smoothing=0.05):
                 report.add(outcome)
         report.finished = True
@@ -272,36 +268,6 @@ def _run(jobs: list[Job], report: PrepareReport, target: Path, workers: int | No
         name, reason = next(iter(report.damaged.items()))
         raise UserError(f"none of {len(jobs)} pairs could be made; {name}: {reason}")
     return report
-
-
-def _outcomes(jobs: list[Job], workers: int) -> Generator[Outcome, None, None]:
-    if workers == 1:
-        yield from map(make_pair, jobs)
-        return
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
-    try:
-        with _deaf_to_interrupts():  # workers start here and inherit it: Ctrl-C is for this process alone
-            waiting: list[Future[Outcome]] = [pool.submit(make_pair, job) for job in jobs]
-        for done in as_completed(waiting):
-            yield done.result()
-    except BrokenProcessPool as error:
-        raise UserError(
-            "a worker process died (out of memory?); give the same command again with fewer --workers"
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-@contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _claim(target: Path, settings: dict[str, object]) -> None:

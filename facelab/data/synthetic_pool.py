@@ -27,6 +27,7 @@ class SyntheticPool:
         yaw_std, pitch_std: of the camera around the frontal view, radians.
         fov: full field of view in degrees.
         device: where to draw; None = cuda if there is one.
+        grid: where the pixels of a picture stand, ``corners`` (pi-GAN) or ``centers`` (EG3D).
 
     Raises:
         UserError: fewer than one head.
@@ -41,6 +42,7 @@ class SyntheticPool:
         pitch_std: float,
         fov: float,
         device: str | None = None,
+        grid: str = "corners",
     ) -> None:
 
         from facelab.data.synthetic import SyntheticHeads
@@ -50,7 +52,7 @@ class SyntheticPool:
         self.count, self.size = count, size
         self.sampler = ResumableSampler(count, seed)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        heads = SyntheticHeads(seed, size, device=device, fov=fov, yaw_std=yaw_std, pitch_std=pitch_std)
+        heads = SyntheticHeads(seed, size, device=device, fov=fov, yaw_std=yaw_std, pitch_std=pitch_std, grid=grid)
         images, labels, cameras = [], [], []
         with progress_bar(total=count, unit="head", desc="drawing synthetic heads", leave=False) as bar:
             for start in range(0, count, CHUNK):

@@ -25,21 +25,14 @@ class ScaledHeads:
 
     def batch(self, indices: Sequence[int], camera: Camera | None = None) -> SyntheticBatch:
         """The heads of these numbers; camera, depth and landmarks in the larger scene's units."""
-        inner = None if camera is None else scaled_camera(camera, 1 / self.scale)
+        inner = None if camera is None else camera.scaled(1 / self.scale)
         made = self.heads.batch(indices, inner)
         return replace(
             made,
             depth=made.depth * self.scale,
             landmarks_3d=made.landmarks_3d * self.scale,
-            camera=scaled_camera(made.camera, self.scale),
+            camera=made.camera.scaled(self.scale),
         )
-
-
-def scaled_camera(camera: Camera, factor: float) -> Camera:
-    """The same views in a scene ``factor`` times as large, angles included."""
-    cam2world = camera.cam2world.clone()
-    cam2world[:, :3, 3] *= factor
-    return Camera(cam2world, camera.intrinsics, camera.sphere_angles())
 
 
 class PoseReader:

@@ -15,7 +15,6 @@ import argparse
 import contextlib
 import json
 import os
-import statistics
 import subprocess
 import sys
 import time
@@ -27,7 +26,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from cuda_ops import film_siren
+from cuda_ops import film_siren, timing
 from facelab.fields.siren import Film, SirenConfig, SirenField
 
 CASES = {  # scenes, rays, samples, config
@@ -103,15 +102,7 @@ def milliseconds(work: Callable[[], None], seconds: float = 1.0) -> tuple[float,
     work()
     torch.cuda.synchronize()
     count = max(5, min(30, int(seconds / (time.perf_counter() - begin))))
-    events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(count)]
-    for start, stop in events:
-        start.record()
-        work()
-        stop.record()
-    torch.cuda.synchronize()
-    times = [start.elapsed_time(stop) for start, stop in events]
-    low, _, high = statistics.quantiles(times, n=4)
-    return statistics.median(times), high - low
+    return timing.milliseconds(work, count, 0)
 
 
 def peak_gib(work: Callable[[], None]) -> float:

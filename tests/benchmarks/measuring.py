@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from cuda_ops.timing import event_times
 from facelab.errors import UserError
 from facelab.files import atomic_path
 
@@ -93,17 +94,8 @@ def timed(work: Callable[[], Any], device: torch.device, repeats: int, warmup: i
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     held = torch.cuda.memory_allocated()
-    for _ in range(warmup):
-        work()
-    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
-    torch.cuda.synchronize()
-    for start, stop in events:
-        start.record()
-        work()
-        stop.record()
-    torch.cuda.synchronize()
+    times = event_times(work, repeats, warmup)
     peak = torch.cuda.max_memory_allocated()
-    times = [start.elapsed_time(stop) for start, stop in events]
     memory = {"memory_gib": peak, "extra_gib": peak - held, "reserved_gib": torch.cuda.max_memory_reserved()}
     return {**spread(times), "repeats": repeats, **{name: size / 2**30 for name, size in memory.items()}}
 

@@ -18,3 +18,8 @@ def fenerf_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def pigan_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(tmp_path_factory.mktemp("trained") / "pigan", method="pigan")
+
+
+@pytest.fixture(scope="session")
+def eg3d_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(tmp_path_factory.mktemp("trained") / "eg3d", "--max-steps", 1, method="eg3d")

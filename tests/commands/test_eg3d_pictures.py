@@ -12,22 +12,13 @@ import pytest
 import torch
 
 import facelab
-from facelab.cli.train import train_command
 from facelab.errors import UserError
 from facelab.mesh.io import load_mesh
-from tests.commands.running import COMMANDS, DEBUG, invoke, succeed
+from tests.commands.running import invoke, succeed
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    COMMANDS.setdefault("train_eg3d", train_command("eg3d", "synthetic_128"))
-    out = tmp_path_factory.mktemp("eg3d") / "run"
-    succeed("train_eg3d", *DEBUG, "--max-steps", 1, "--out", out)
-    return out
-
-
-def test_the_interface_knows_its_cameras(run: Path) -> None:
-    model = facelab.load(run, device="cpu")
+def test_the_interface_knows_its_cameras(eg3d_run: Path) -> None:
+    model = facelab.load(eg3d_run, device="cpu")
     assert not model.has_labels and model.head_cube == model.config.model.box_side
     view = model.config.view
     side = model.camera(yaw=0.3)
@@ -39,48 +30,52 @@ def test_the_interface_knows_its_cameras(run: Path) -> None:
         model.camera(fov=200)
 
 
-def test_pictures_of_all_layers(run: Path, tmp_path: Path) -> None:
-    succeed("render_images", run, "--seeds", "3", "--layers", "image,depth,normals", "--yaws", "-0.3,0.3", "--out",
+def test_pictures_of_all_layers(eg3d_run: Path, tmp_path: Path) -> None:
+    succeed("render_images", eg3d_run, "--seeds", "3", "--layers", "image,depth,normals", "--yaws", "-0.3,0.3", "--out",
             tmp_path, "--save-latents", "--device", "cpu")  # fmt: skip
-    size = facelab.load(run, device="cpu").config.model.resolution
+    size = facelab.load(eg3d_run, device="cpu").config.model.resolution
     grid = iio.imread(tmp_path / "grid_3.png")
     assert grid.shape[0] >= 3 * size and grid.shape[1] >= 2 * size and grid.std() > 1
-    succeed("render_images", run, "--latents", tmp_path / "codes_3.safetensors", "--layers", "image,depth,normals",
+    succeed("render_images", eg3d_run, "--latents", tmp_path / "codes_3.safetensors", "--layers", "image,depth,normals",
             "--yaws", "-0.3,0.3", "--out", tmp_path / "again", "--device", "cpu")  # fmt: skip
     assert (iio.imread(tmp_path / "again" / "grid_latents.png") == grid).all()
-    failed = invoke("render_images", run, "--layers", "mask", "--out", tmp_path, "--device", "cpu")
+    failed = invoke("render_images", eg3d_run, "--layers", "mask", "--out", tmp_path, "--device", "cpu")
     assert failed.exit_code == 2 and "no labels" in failed.stderr and failed.stderr.count("\n") == 1
 
 
-def test_a_video_stays_on_the_models_sphere(run: Path, tmp_path: Path) -> None:
-    succeed("render_video", run, "--seeds", "0,1", "--num-frames", "3", "--trajectory", "orbit", "--frames", "--out",
+def test_a_video_stays_on_the_models_sphere(eg3d_run: Path, tmp_path: Path) -> None:
+    succeed("render_video", eg3d_run, "--seeds", "0,1", "--num-frames", "3", "--trajectory", "orbit", "--frames", "--out",
             tmp_path, "--device", "cpu")  # fmt: skip
     frames = sorted(next(tmp_path.glob("frames_*")).glob("*.png"))
     assert len(frames) == 3 and (iio.imread(frames[0]) != iio.imread(frames[-1])).any()
-    view = facelab.load(run, device="cpu").view
+    view = facelab.load(eg3d_run, device="cpu").view
     around = view.cameras(torch.full((5,), math.pi / 2), torch.linspace(0, math.pi, 5), torch.full((5,), view.fov))
     assert torch.allclose(around.cam2world[:, :3, 3].norm(dim=1), torch.tensor(view.radius))
 
 
-def test_a_mesh_fills_the_models_box(run: Path, tmp_path: Path) -> None:
-    model = facelab.load(run, device="cpu")
+def test_a_mesh_fills_the_models_box(eg3d_run: Path, tmp_path: Path) -> None:
+    model = facelab.load(eg3d_run, device="cpu")
     codes = model.codes(0, 0.5)
     level = float(model.density(codes)(torch.rand(500, 3, generator=torch.Generator().manual_seed(0)) - 0.5).median())
-    succeed("extract_mesh", run, "--voxel-resolution", "24", "--level", level, "--out", tmp_path, "--device", "cpu")
+    succeed(
+        "extract_mesh", eg3d_run, "--voxel-resolution", "24", "--level", level, "--out", tmp_path, "--device", "cpu"
+    )
     mesh = load_mesh(tmp_path / "0.ply")
     half = model.head_cube / 2
     assert len(mesh.faces) > 100 and 0.4 * half < float(abs(mesh.vertices).max()) <= half + 1e-5
 
 
-def test_fast_pictures_say_what_they_cost(run: Path, tmp_path: Path) -> None:
-    common = ("render_images", run, "--seeds", "3", "--layers", "image", "--device", "cpu")
+def test_fast_pictures_say_what_they_cost(eg3d_run: Path, tmp_path: Path) -> None:
+    common = ("render_images", eg3d_run, "--seeds", "3", "--layers", "image", "--device", "cpu")
     succeed(*common, "--out", tmp_path / "plain")
     fast = succeed(*common, "--out", tmp_path / "fast", "--fast", "--precision", "bf16")
     (worst,) = re.findall(r"fast, bf16: the first head differs from fp32 by (\S+) of 255 at most", fast.stderr)
     assert float(worst) < 0.01  # a CPU lowers nothing
     pictures = [iio.imread(tmp_path / kind / "grid_3.png").astype(int) for kind in ("fast", "plain")]
     assert abs(pictures[0] - pictures[1]).max() <= 1
-    succeed("render_video", run, "--seeds", "0", "--num-frames", "2", "--fast", "--out", tmp_path, "--device", "cpu")
+    succeed(
+        "render_video", eg3d_run, "--seeds", "0", "--num-frames", "2", "--fast", "--out", tmp_path, "--device", "cpu"
+    )
 
 
 def test_fast_labels(tmp_path: Path) -> None:

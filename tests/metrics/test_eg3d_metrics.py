@@ -20,7 +20,7 @@ from facelab.metrics.estimated_depth import estimated_depth_report
 from facelab.metrics.evaluate import GeneratedHeads, Views, consistency_report, synthetic_chunks, view_pair
 from facelab.metrics.geometry import normalised_depth_error
 from facelab.metrics.identity import identity_report
-from facelab.metrics.known_heads import PoseReader, ScaledHeads, scaled_camera
+from facelab.metrics.known_heads import PoseReader, ScaledHeads
 from facelab.rendering.settings import RenderSettings
 
 SIZE = 24
@@ -106,7 +106,7 @@ def test_scaled_heads_are_the_same_pictures_of_a_larger_scene() -> None:
     torch.testing.assert_close(points[inside], 2.7 * expected[inside], atol=1e-5, rtol=1e-5)
     again = ScaledHeads(heads(), 2.7).batch([3, 4], large.camera)
     assert torch.equal(again.mask, small.mask)
-    torch.testing.assert_close(scaled_camera(small.camera, 2.7).sphere_angles(), small.camera.sphere_angles())
+    torch.testing.assert_close(small.camera.scaled(2.7).sphere_angles(), small.camera.sphere_angles())
 
 
 def test_consistency_of_scaled_heads_scales_with_the_scene() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from facelab.errors import UserError
+from facelab.metrics.features import read_tensor_file
 from facelab.nn.pretrained.arcface import ArcFace, FaceIdentity, arcface_from_published, face_part, published_names
 
 
@@ -21,7 +22,7 @@ def published() -> dict[str, torch.Tensor]:
 
 def test_embeddings_are_unit_vectors_and_do_not_depend_on_the_batch(published, tmp_path: Path) -> None:
     torch.save(published, tmp_path / "w.pth")
-    net = FaceIdentity(tmp_path / "w.pth").train()
+    net = FaceIdentity(arcface_from_published(read_tensor_file(tmp_path / "w.pth"))).train()
     pictures = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     both = net(pictures)
     torch.testing.assert_close(both.norm(dim=1), torch.ones(2))
@@ -39,9 +40,9 @@ def test_foreign_tensors_are_refused_in_one_line(published, tmp_path: Path) -> N
         arcface_from_published({k: v for k, v in published.items() if k != name})
     (tmp_path / "w.pth").write_bytes(b"x")
     with pytest.raises(UserError, match="damaged"):
-        FaceIdentity(tmp_path / "w.pth")
-    with pytest.raises(UserError, match="no such file"):
-        FaceIdentity(tmp_path / "none.pth")
+        read_tensor_file(tmp_path / "w.pth")
+    with pytest.raises(UserError, match="no such weight file"):
+        read_tensor_file(tmp_path / "none.pth")
 
 
 def test_face_part_is_the_middle_of_a_portrait() -> None:

@@ -11,15 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from facelab.cameras.camera import Camera
 from facelab.data.batch import Batch
 from facelab.data.eg3d_labels import mirror_label
 from facelab.data.loader import ImageStream
 from facelab.data.samplers import ResumableSampler
 from facelab.draws import Draws
-from facelab.errors import UserError
-
-HEADS_AT_A_TIME = 64
 
 
 class Pictures(Protocol):
@@ -103,10 +99,8 @@ class HeadPictures:
         pool = head_pool(count, size, seed, yaw_std, pitch_std, fov)
         camera = pool.camera
         assert camera is not None
-        cam2world = camera.cam2world.clone()
-        cam2world[:, :3, 3] *= radius
-        self.pool = replace(pool, camera=Camera(cam2world, camera.intrinsics, camera.angles))
-        self.labels = Camera(cam2world, camera.intrinsics).label()
+        self.pool = replace(pool, camera=camera.scaled(radius))
+        self.labels = camera.scaled(radius).label()
         self.sampler = WindowedSampler(count, seed) if windowed else ResumableSampler(count, seed)
 
     def batch(self, first_image: int, count: int) -> Batch:
@@ -120,17 +114,11 @@ def head_pool(count: int, size: int, seed: int, yaw_std: float, pitch_std: float
 
     UserError for fewer than one head.
     """
-    from facelab.data.synthetic import SyntheticHeads
+    from facelab.data.synthetic_pool import SyntheticPool
 
-    if count < 1:
-        raise UserError(f"data.heads must be at least 1, got {count}")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    heads = SyntheticHeads(seed, size, device=device, fov=fov, yaw_std=yaw_std, pitch_std=pitch_std, grid="centers")
-    parts = []
-    for start in range(0, count, HEADS_AT_A_TIME):
-        drawn = heads.batch(range(start, min(start + HEADS_AT_A_TIME, count))).as_batch()
-        parts.append(Batch(image=drawn.image, camera=drawn.camera).to("cpu"))
-    return Batch.collate(parts)
+    return replace(
+        SyntheticPool(count, size, seed, yaw_std, pitch_std, fov, grid="centers").batch_of_all, label_map=None
+    )
 
 
 class WindowedSampler:

@@ -7,11 +7,9 @@ on where it stopped. ``dataset.json`` and ``report.json`` are made from the reco
 
 from __future__ import annotations
 
+import functools
 import json
 from collections import Counter
-from collections.abc import Generator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +22,7 @@ from facelab.data.preprocess.detectors import make_detector
 from facelab.data.preprocess.doctor import prepare_photo
 from facelab.data.preprocess.faces import FaceDetector
 from facelab.data.preprocess.head_points import read_standard_points
+from facelab.data.processes import in_processes
 from facelab.errors import Interrupted, UserError
 from facelab.files import atomic_path, make_folder
 from facelab.progress import progress_bar
@@ -116,12 +115,15 @@ def prepare_photos(
     jobs = _jobs(source, target)
     if overlays is not None and Path(overlays).resolve().is_relative_to(target.resolve()):
         raise UserError(f"--overlays {overlays} lies inside the data set {target}; choose a folder outside of it")
-    settings.make_detector()  # a missing package is said once, here
+    _detector.cache_clear()  # files of points may have changed
+    _detector(settings)  # a missing package is said once, here
     _claim(target, settings)
     open_jobs = [job for job in jobs if not _record_path(target, job[1]).is_file()]
     report = PhotosReport(kept=len(jobs) - len(open_jobs))
+    seen = None if overlays is None else Path(overlays)
+    work = functools.partial(_work, target=target, settings=settings, overlays=seen)
     try:
-        with closing(_outcomes(open_jobs, target, settings, overlays, workers)) as done:
+        with closing(in_processes(work, open_jobs, workers, _start_worker)) as done:
             for _ in progress_bar(done, total=len(open_jobs), unit="photo", show=progress, smoothing=0.05):
                 pass
         report.finished = True
@@ -196,50 +198,20 @@ def _claim(target: Path, settings: PhotoSettings) -> None:
             temporary.write_text(json.dumps(now) + "\n", encoding="utf-8")
 
 
-_state: dict[str, FaceDetector] = {}  # of a worker process: its detector
+@functools.lru_cache(maxsize=1)
+def _detector(settings: PhotoSettings) -> FaceDetector:
+    """The detector of this process, made once."""
+    return settings.make_detector()
 
 
-def _start_worker(settings: PhotoSettings) -> None:
-    import signal
+def _work(job: tuple[Path, str], target: Path, settings: PhotoSettings, overlays: Path | None) -> dict[str, Any]:
+    return make_one(*job, target, settings, overlays, _detector(settings))
 
+
+def _start_worker() -> None:
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
     torch.set_num_threads(1)
-    _state["detector"] = settings.make_detector()
-
-
-def _work(photo: Path, name: str, target: Path, settings: PhotoSettings, overlays: Path | None) -> dict[str, Any]:
-    return make_one(photo, name, target, settings, overlays, _state["detector"])
-
-
-def _outcomes(
-    jobs: list[tuple[Path, str]],
-    target: Path,
-    settings: PhotoSettings,
-    overlays: str | Path | None,
-    workers: int,
-) -> Generator[dict[str, Any], None, None]:
-    folder = None if overlays is None else Path(overlays)
-    if workers <= 1 or len(jobs) < 2:
-        detector = settings.make_detector()
-        for photo, name in jobs:
-            yield make_one(photo, name, target, settings, folder, detector)
-        return
-    import multiprocessing
-
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(settings,))
-    try:
-        waiting = [pool.submit(_work, photo, name, target, settings, folder) for photo, name in jobs]
-        for done in as_completed(waiting):
-            yield done.result()
-    except BrokenProcessPool as error:
-        raise UserError(
-            "a worker process died (out of memory?); give the command again with fewer --workers"
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _summarise(target: Path, names: list[str], report: PhotosReport) -> None:

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ArcFace's IR-SE50: a picture of a face -> a unit vector of who it is (arXiv 1801.07698, weights read by path).
+"""ArcFace's IR-SE50: a picture of a face -> a unit vector of who it is (arXiv 1801.07698).
 
-The architecture is ours; of the file only tensors are read. Published names are translated by
-:func:`arcface_from_published`.
+The architecture is ours; tensors of the published names are translated by :func:`arcface_from_published`.
 """
 
 from __future__ import annotations
@@ -101,17 +100,14 @@ class FaceIdentity(nn.Module):
     """Portraits framed as FFHQ, (N, 3, S, S) in [-1, 1] -> (N, 512) unit vectors.
 
     Args:
-        path: the published ``model_ir_se50.pth`` or a .safetensors of the same names.
-
-    Raises:
-        UserError: the file is missing, damaged or another network.
+        network: see :func:`arcface_from_published`.
     """
 
     name = "arcface-ir-se50"
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, network: ArcFace) -> None:
         super().__init__()
-        self.network = arcface_from_published(_read(Path(path)), Path(path)).requires_grad_(False)
+        self.network = network.requires_grad_(False)
 
     def forward(self, portrait: Tensor) -> Tensor:
         return self.network(face_part(portrait))
@@ -163,20 +159,3 @@ def published_names(ours: Mapping[str, Tensor]) -> dict[str, str]:
         else:
             found[name] = f"{(stem | head)[parts[0]]}.{parts[1]}"
     return found
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise UserError(f"no ArcFace weights at {path}: expected model_ir_se50.pth, got no such file; check the path")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch and safetensors raise many kinds for damaged files
-        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-        raise UserError(f"{path} is damaged or not a weight file: {reason}") from error
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise UserError(f"{path} must hold a state dictionary (name -> tensor), got {type(content).__name__}")
-    return dict(content)
