@@ -16,7 +16,7 @@ from cuda_ops import reference_filters as reference
 LANES = 128  # of one program
 VECTOR_BYTES = 8  # of the channels that a lane takes, channels-last
 MAX_LOADS = 192  # of one lane; larger filters take the plain loops
-MAX_TAPS = 64
+MAX_TAPS = 16  # of an axis; longer ones would take minutes to compile, each length anew
 
 
 @dataclass(frozen=True)
