@@ -2,6 +2,7 @@
 """Speed of upfirdn2d and bias_act: the kernels beside the plain twin, the compiled twin and a copy.
 
     python tests/benchmarks/bench_ops.py [--out tests/benchmarks/results/ops_h200.json] [--only up2,bias_act] [--sweep]
+                                         [--dtypes float16] [--layouts nchw]
 
 Needs a CUDA GPU and torch alone. 8 x 128 x 256 x 256, filter [1, 3, 3, 1], float32, float16 and bfloat16,
 contiguous and channels-last. Median and interquartile range by CUDA events after warm-up; TB/s count each
@@ -79,9 +80,11 @@ def error(work: Work, twin: Work, x: Tensor) -> float:
     return float((work(part).double() - expected).abs().max() / expected.abs().max())
 
 
-def inputs(batch: int) -> Iterator[tuple[torch.dtype, str, Tensor]]:
-    """Every dtype and layout."""
+def inputs(batch: int, dtypes: list[str], layouts: list[str]) -> Iterator[tuple[torch.dtype, str, Tensor]]:
+    """Every dtype and layout asked for."""
     for dtype, (layout, memory_format) in itertools.product(DTYPES, LAYOUTS.items()):
+        if str(dtype)[6:] not in dtypes or layout not in layouts:
+            continue
         r = torch.Generator("cuda").manual_seed(1)
         x = torch.randn(batch, 128, 256, 256, device="cuda", generator=r)
         yield dtype, layout, x.to(dtype).to(memory_format=memory_format)
@@ -97,10 +100,10 @@ def measure(case: str, name: str, work: Work, twin: Work, x: Tensor, scale: floa
     return {**row, "ms": round(median, 4), "ms_iqr": round(spread, 4), "tb_per_s": round(rate, 3)}
 
 
-def table(cases: list[str], batch: int) -> list[dict[str, Any]]:
+def table(cases: list[str], *which: Any) -> list[dict[str, Any]]:
     """All rows, printed as they come."""
     rows = []
-    for dtype, layout, x in inputs(batch):
+    for dtype, layout, x in inputs(*which):
         other = torch.empty_like(x)
         about = {"dtype": str(dtype)[6:], "layout": layout}
         todo = [("copy", "copy", lambda x, o=other: o[: len(x)].copy_(x), lambda x: x, 2.0)]
@@ -118,13 +121,13 @@ def table(cases: list[str], batch: int) -> list[dict[str, Any]]:
     return rows
 
 
-def sweep(cases: list[str], batch: int) -> list[dict[str, Any]]:
+def sweep(cases: list[str], *which: Any) -> list[dict[str, Any]]:
     """The fastest shapes of the kernels' work, for each filter case."""
     from triton.runtime.errors import OutOfResources
 
     best = []
     original = filter_launch.columns_and_rows, filter_launch.LANES, filter_launch.VECTOR_BYTES
-    for dtype, layout, x in inputs(batch):
+    for dtype, layout, x in inputs(*which):
         for case in [c for c in cases if c in FILTERS]:
             functions, scale = implementations(case, x)
             found = []
@@ -155,12 +158,16 @@ def main() -> None:
     parser.add_argument("--only", help=f"parts of case names, comma-separated, of {', '.join(everything)}")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--sweep", action="store_true")
+    parser.add_argument("--dtypes", default=",".join(str(dtype)[6:] for dtype in DTYPES))
+    parser.add_argument("--layouts", default=",".join(LAYOUTS))
     options = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("needs a CUDA GPU, none is visible")
     os.environ["FACELAB_OPS"] = "triton"  # a kernel that cannot run is an error here
     cases = [c for c in everything if not options.only or any(part in c for part in options.only.split(","))]
-    rows = (sweep if options.sweep else table)(cases, options.batch)
+    rows = (sweep if options.sweep else table)(
+        cases, options.batch, options.dtypes.split(","), options.layouts.split(",")
+    )
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         about = {

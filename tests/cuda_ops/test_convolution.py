@@ -100,8 +100,8 @@ def test_grid_sample_has_two_orders(device: torch.device) -> None:
 
 
 def test_one_sample_keeps_its_memory_order(device: torch.device) -> None:
-    x = normal(1, 4, 6, 6).to(device, memory_format=torch.channels_last)
-    weight, styles = normal(5, 4, 3, 3, seed=2).to(device), normal(1, 4, seed=3).to(device)
+    x = normal(1, 4, 6, 6).float().to(device, memory_format=torch.channels_last)  # cuDNN has no float64 in this order
+    weight, styles = normal(5, 4, 3, 3, seed=2).float().to(device), normal(1, 4, seed=3).float().to(device)
     fused = cuda_ops.modulated_conv2d(x, weight, styles, padding=1)
     assert fused.is_contiguous(memory_format=torch.channels_last) and not fused.is_contiguous()
     plain = cuda_ops.modulated_conv2d(x.contiguous(), weight, styles, padding=1, fused_modconv=False)

@@ -25,6 +25,7 @@ from facelab.inference import fast as module
 from facelab.inference.cuda_graphs import signature, tensors_of, with_tensors
 from facelab.inference.fast import PRESETS, FastGenerator, PictureError, accelerate, measure_error
 from facelab.nn.stylegan2 import AS_BUILT
+from facelab.nn.stylegan2.precision import FULL
 
 TINY = TriPlaneGeneratorConfig(
     field=TriplaneConfig(channels=16, hidden=16, features=16),
@@ -64,6 +65,7 @@ def test_full_precision_is_the_generator(generator: TriPlaneGenerator, device: t
     fast = accelerate(generator, "fp32", graphs=False)
     codes, cameras = codes_of(generator, count), views(count, device)
     got = fast.render(fast.scene(codes), cameras, SETTINGS)
+    generator.precision = FULL  # on a GPU it is built to run its large blocks in half precision
     equal(got, generator.render(generator.scene(codes), cameras, SETTINGS), rtol=1e-4, atol=1e-5)
 
 
@@ -125,7 +127,7 @@ def test_error_grows_with_coarser_numbers(generator: TriPlaneGenerator, device: 
         name: measure_error(accelerate(generator, name, graphs=False, on_cpu=True), codes, cameras, SETTINGS)
         for name in ("fp32", "fp16", "bf16")
     }
-    assert errors["fp32"] == PictureError(0.0, 0.0, math.inf, 0.0)
+    assert errors["fp32"].max_abs < 5e-6 and errors["fp32"].depth_max_abs < 5e-6  # rounding, where kernels differ
     assert 0 < errors["fp16"].mean_abs < errors["bf16"].mean_abs < 0.05
     assert 30 < errors["bf16"].psnr < errors["fp16"].psnr < 120
 
