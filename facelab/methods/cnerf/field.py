@@ -248,9 +248,10 @@ class BoundCNerf:
         return output, gradient
 
     def distances(self, points: Tensor) -> Tensor:
-        """(N, R, S, 3) points -> (N, R, S, 1) signed distance alone: meshes."""
+        """(N, R, S, 3) points -> (N, R, S, 1) signed distance alone: meshes. Regions are carved as seen from the front."""
         if self.subset is not None and self.subset.carve:
-            sdf = self.without_features()(points, points.new_zeros(*points.shape[:2], 3)).sdf
+            front = points.new_tensor([0.0, 0.0, -1.0]).expand(*points.shape[:2], 3)
+            sdf = self.without_features()(points, front).sdf
             assert sdf is not None
             return sdf
         scaled = self._of_scenes(points).flatten(1, 2) * self.net.config.scale

@@ -29,6 +29,7 @@ NETWORKS = (("renderer.network.{k:n}", "field_net.regions"), ("renderer.init_net
 HEADS = (("mask_linears", "mask"), ("sdf_linear", "sdf"), ("feature_linear", "feature"), ("rgb_linear", "rgb"))
 FILM = (("gamma.{p}", "frequency.{p}"), ("beta.{p}", "phase.{p}"), ("{p}", "{p}"))
 _STACKED = re.compile(r"field_net\.(?:regions|base)\.")
+MAX_SIZE, MAX_DOUBLINGS = 4096, 8
 _AVERAGES = ("average_w", "average_style")
 
 
@@ -86,53 +87,51 @@ def generator_config_from_original(state: Mapping[str, Tensor], what: str = "the
     UserError if tensors that decide it are missing.
     """
 
-    def shape(key: str) -> tuple[int, ...]:
-        if key not in state:
-            raise UserError(f"{what} has no tensor '{key}', which every CNeRF generator has; check the file")
+    def shape(key: str, axes: int) -> tuple[int, ...]:
+        if key not in state or state[key].ndim != axes:
+            raise UserError(
+                f"{what} has no tensor '{key}' of {axes} axes, as every CNeRF generator has; check the file"
+            )
         return tuple(state[key].shape)
 
     first = "renderer.network.0."
-    width, style_dim = shape(f"{first}shape_linears.0.gamma.weight")
-    field = CNerfFieldConfig(
-        regions=count_of(state, "renderer.network."),
-        depth=count_of(state, f"{first}shape_linears."),
-        width=width,
-        style_dim=style_dim,
-    )
-    decoder = None
+    width, style_dim = shape(f"{first}shape_linears.0.gamma.weight", 2)
+    regions, depth = count_of(state, "renderer.network."), count_of(state, f"{first}shape_linears.")
+    sizes = {"width": width, "style_dim": style_dim, "regions": regions, "depth": depth}
+    decoder: dict[str, int | None] = {}
     if any(key.startswith("decoder.") for key in state):
-        side = shape("decoder.noises.noise_0")[-1]
-        size = side << count_of(state, "decoder.to_rgbs.")
-        latent_dim = shape("decoder.style.1.weight")[0]
-        decoder = SkipDecoderConfig(
-            size=size,
-            in_resolution=side,
-            in_channels=shape("decoder.conv1.conv.weight")[2],
-            style_dim=style_dim,
-            latent_dim=None if latent_dim == 2 * style_dim else latent_dim,
-            mapping_layers=count_of(state, "decoder.style."),
-            channel_multiplier=_multiplier(state, size, side, what),
-            semantic_channels=shape("decoder.to_seg1.bias")[1],
-        )
+        side, doublings = shape("decoder.noises.noise_0", 4)[-1], count_of(state, "decoder.to_rgbs.")
+        latent_dim = shape("decoder.style.1.weight", 2)[0]
+        if doublings > MAX_DOUBLINGS:
+            raise UserError(f"{what}: its decoder doubles the picture {doublings} times; check the file")
+        decoder = {
+            "size": side << doublings,
+            "in_resolution": side,
+            "in_channels": shape("decoder.conv1.conv.weight", 5)[2],
+            "latent_dim": None if latent_dim == 2 * style_dim else latent_dim,
+            "mapping_layers": count_of(state, "decoder.style."),
+            "semantic_channels": shape("decoder.to_seg1.bias", 4)[1],
+        }
+        last = f"to_rgbs.{doublings - 1}" if doublings else "to_rgb1"
+        channels = shape(f"decoder.{last}.conv.weight", 5)[2]
+        decoder["channel_multiplier"] = _multiplier(side << doublings, channels, what)
+    large = [f"{name} {size}" for name, size in {**sizes, **decoder}.items() if size is not None and size > MAX_SIZE]
+    if large:
+        raise UserError(f"{what}: {', '.join(large)} is larger than any CNeRF model; check the file")
     try:
-        return CNerfGeneratorConfig(field, count_of(state, "style."), decoder=decoder)
+        field = CNerfFieldConfig(regions, depth, width, style_dim)
+        tail = SkipDecoderConfig(style_dim=style_dim, **decoder) if decoder else None  # type: ignore[arg-type]
+        return CNerfGeneratorConfig(field, count_of(state, "style."), decoder=tail)
     except ValueError as error:
         raise UserError(f"{what}: {error}; check the file") from error
 
 
-def _multiplier(state: Mapping[str, Tensor], size: int, side: int, what: str) -> int:
-    """The channel multiplier that the last head shows."""
-    count = count_of(state, "decoder.to_rgbs.")
-    key = f"decoder.to_rgbs.{count - 1}.conv.weight" if count else "decoder.to_rgb1.conv.weight"
-    if key not in state or state[key].ndim != 5:
-        raise UserError(f"{what} has no tensor '{key}' with 5 axes; check the file")
-    channels = state[key].shape[2]
-    found = next((m for m in (1, 2, 4, 8) if decoder_channels(size, m) == channels), None)
-    if size <= 32:
-        return 2  # the same for all
-    if found is None:
+def _multiplier(size: int, channels: int, what: str) -> int:
+    """The channel multiplier with which the last block of a decoder has so many channels."""
+    found = [m for m in (2, 1, 4, 8) if decoder_channels(size, m) == channels]  # up to 32 px it changes nothing
+    if not found:
         raise UserError(f"{what}: {channels} channels at {size} pixels belong to no decoder of CNeRF; check the file")
-    return found
+    return found[0]
 
 
 def _apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -204,6 +205,34 @@ def test_files_that_do_not_fit(tmp_path: Path) -> None:
     assert is_cnerf({"g_ema": state}) and is_cnerf(dict(state)) and not is_cnerf({"g_ema": {"a": torch.zeros(1)}})
     nan = {**state, "renderer.sigmoid_beta": torch.full((1,), torch.nan)}
     assert any("not checked" in note for note in convert_states({"g_ema": nan}, path).notes)
+
+
+def test_damaged_files_are_refused_in_one_line() -> None:
+    """Tensors of other shapes, missing, exchanged: a message, never a crash."""
+    source = random.Random(0)
+    for whole in (generator_to_original(tiny(decoder=False)), generator_to_original(tiny(channel_max=None))):
+        for _ in range(60):
+            state = dict(whole)
+            for key in source.sample(sorted(state), 2):
+                kind = source.choice(["drop", "flat", "longer", "scalar", "huge", "other"])
+                value = state.pop(key)
+                if kind != "drop":
+                    state[key] = {
+                        "flat": value.reshape(-1),
+                        "longer": torch.zeros(*value.shape, 2),
+                        "scalar": torch.zeros(()),
+                        "huge": torch.zeros(1).expand(*(value.shape[:-1] or (1,)), 10**9),
+                        "other": state[source.choice(sorted(state))],
+                    }[kind]
+            if all(
+                torch.equal(state[k], v) if k in state and state[k].shape == v.shape else False
+                for k, v in whole.items()
+            ):
+                continue
+            try:
+                generator_from_original(state, CNerfGenerator(generator_config_from_original(state)))
+            except UserError as error:
+                assert "\n" not in str(error)
 
 
 def test_the_manifest_knows_the_released_file(tmp_path: Path) -> None:

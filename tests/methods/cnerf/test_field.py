@@ -186,7 +186,9 @@ def test_carving_takes_away_what_others_claim() -> None:
         torch.testing.assert_close(carved.semantics[..., list(channels)], whole.semantics[..., list(channels)])
     field, (points, directions, styles) = make(), inputs()
     hair = field.bind(styles).region(2)
-    torch.testing.assert_close(hair.distances(points), hair(points, directions * 0).sdf)
+    torch.testing.assert_close(
+        hair.distances(points), hair(points, directions * 0 + torch.tensor([0.0, 0.0, -1.0])).sdf
+    )
     assert (
         hair(points, directions).features is not None and hair.without_features()(points, directions).features is None
     )
