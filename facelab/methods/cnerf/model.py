@@ -74,7 +74,9 @@ class CNerfGenerator(nn.Module):
 
     The one latent is ``z``. Codes are ``shape`` and ``texture`` (N, K, W), one of each for every region, and
     ``decoder`` (N, W), what the decoder makes its styles from. A scene holds ``styles`` (N, K, L, W) of the field's
-    layers, ``ws`` (N, Lw, Ww) of the decoder, its ``noise``, and a ``subset`` of the regions or None.
+    layers, ``ws`` (N, Lw, Ww) of the decoder, its ``noise``, a ``subset`` of the regions or None, and
+    ``base_gradient``: whether derivatives flow through the base shape too. In training they never do; an inversion,
+    which moves cameras and the background's code, sets it.
     """
 
     def __init__(self, config: CNerfGeneratorConfig, generator: torch.Generator | None = None) -> None:
@@ -192,7 +194,8 @@ class CNerfGenerator(nn.Module):
         if isinstance(noise, Mapping):
             maps = noise
         styles = mixing.layer_styles(shape, texture, self.config.field.depth)
-        return Scene({"styles": styles, "ws": ws, "noise": (mode, maps), "subset": None}, len(codes))
+        parts = {"styles": styles, "ws": ws, "noise": (mode, maps), "subset": None, "base_gradient": False}
+        return Scene(parts, len(codes))
 
     def only(self, scene: Scene, regions: str | Iterable[str | int], carve: bool | None = None) -> Scene:
         """The scene with some regions only.
@@ -221,6 +224,7 @@ class CNerfGenerator(nn.Module):
             features=features,
             subset=scene.parts["subset"],
             residual_gradient=self.config.residual_eikonal,
+            base_gradient=scene.parts["base_gradient"],
         )
 
     def base_distance(self, scene: Scene, points: Tensor) -> Tensor:

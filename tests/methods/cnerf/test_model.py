@@ -82,6 +82,27 @@ def test_gradients_with_and_without_recomputing() -> None:
             assert gradient.abs().max() > 0, name
 
 
+def test_derivatives_through_the_base_for_inversion() -> None:
+    """The background's shape code moves the base only where that is asked for."""
+    generator = tiny(False).double()
+    camera = CAMERAS[0].to(torch.float64)
+    found = []
+    for wanted in (False, True):
+        codes = generator.map({"z": latents(generator, 1)["z"].double()}).map(lambda v: v.detach().requires_grad_())
+        scene = generator.scene(codes).replace(base_gradient=wanted)
+        seen = generator.render_volume(scene, camera, SETTINGS, options=SdfOptions(samples=True))
+        found.append(torch.autograd.grad(seen.sdf.sum(), codes.values["shape"])[0][0])
+        if wanted:
+            step = torch.zeros_like(codes.values["shape"])
+            step[0, 0, 1] = 1e-6
+            moved = [Codes({**codes.values, "shape": codes.values["shape"] + sign * step}) for sign in (1, -1)]
+            options = SdfOptions(samples=True)
+            a, b = (generator.render_volume(generator.scene(c), camera, SETTINGS, options=options).sdf for c in moved)
+            torch.testing.assert_close(found[1][0, 1], (a - b).sum() / 2e-6, rtol=1e-5, atol=1e-6)
+    assert (found[0][0] - found[1][0]).abs().max() > 1e-4
+    torch.testing.assert_close(found[0][1:], found[1][1:])
+
+
 @torch.no_grad()
 def test_truncation_acts_once_and_twice_as_in_the_original() -> None:
     once = tiny()
