@@ -150,7 +150,7 @@ class DecoderBlock(nn.Module):
         super().__init__()
         width, clamp, out_channels = config.width, config.clamp, config.channels(resolution)
         in_channels = config.channels(resolution // 2) if up else config.in_channels
-        self.half = half
+        self.lowered = half
         self.conv0 = (
             EqualizedSynthesisLayer(in_channels, out_channels, width, resolution, up=2, clamp=clamp) if up else None
         )
@@ -181,7 +181,7 @@ class DecoderBlock(nn.Module):
         ``semantics`` (N, K, R, R) is what the first block adds its own semantics to.
         """
         weight = self.conv1.weight
-        x = x.to(dtype=precision.dtype_of(self.half, weight), memory_format=precision.memory_format)
+        x = x.to(dtype=precision.dtype_of(self.lowered, weight), memory_format=precision.memory_format)
         codes = ws.unbind(dim=1)
         if self.conv0 is not None:
             x = self.conv0(x, codes[0], noise.get("conv0"), fused=fused)
