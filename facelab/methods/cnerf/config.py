@@ -6,9 +6,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from facelab.bases.stylesdf import training_config as training
+from facelab.bases.stylesdf.data import PicturesConfig
 from facelab.deviations import Deviation
 from facelab.rendering.settings import RenderSettings
-from facelab.training import config as training
 from facelab.training.config import CheckpointConfig
 
 if TYPE_CHECKING:
@@ -47,23 +48,20 @@ class ModelConfig:
 class DiscriminatorConfig:
     """Discriminators: global and of one region in the first stage, of picture and semantics in the second."""
 
-    group_size: int = 4  # samples of a minibatch statistic
+    group_size: int = 4  # samples of a minibatch statistic; a divisor of what is judged in one pass
+    chunk: int | None = None  # samples judged in one pass; null = train.batch_chunk
     channel_multiplier: int = 2  # of the second stage's
     channel_max: int | None = None  # limit of all channels
     channels_last: bool = False  # memory layout; changes speed, not results
+    half_blocks: int = 0  # second stage: so many of the highest resolutions in half precision on a GPU
+    clamp: float | None = None  # second stage: limit of activations; half precision wants one, 256 is usual
 
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Training pictures with label maps."""
-
-    path: str = ""  # LMDB or folder; empty = synthetic heads made on the fly
-    masks: str = "auto"  # folder of label maps; auto = those that lie with the pictures
-    mirror: bool = True  # mirror half of the samples
-    cache: str = "auto"  # none, memory, auto, or a folder for memory-mapped arrays
-    heads: int = 20_000  # synthetic heads when path is empty
-    heads_azimuth_std: float = 0.3  # of their cameras around the frontal view, radians
-    heads_elevation_std: float = 0.15
+    def __post_init__(self) -> None:
+        if self.group_size < 1 or self.half_blocks < 0 or (self.chunk is not None and self.chunk < 1):
+            raise ValueError(
+                "discriminator: group_size and chunk must be at least 1 and half_blocks 0 or more, got "
+                f"{self.group_size}, {self.chunk} and {self.half_blocks}"
+            )
 
 
 @dataclass(frozen=True)
@@ -149,37 +147,21 @@ class LossConfig:
     path_weight: float = 2.0  # path_regularize, second stage
     path_every: int = 4  # g_reg_every: steps
     path_shrink: int = 2  # path_batch_shrink: the batch is divided by it
+    path_decay: float = 0.01  # of the running mean length
     mixing: float = 0.9  # probability that a batch mixes two codes
 
     def __post_init__(self) -> None:
-        if not 0 <= self.mixing <= 1:
-            raise ValueError(f"loss.mixing is a probability, got {self.mixing}")
+        for name in ("view", "eikonal", "surface", "semantic", "r1_image", "r1_semantics", "path_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"loss.{name} must not be negative, got {getattr(self, name)}")
+        if not 0 <= self.mixing <= 1 or not 0 < self.path_decay <= 1 or not self.surface_sharpness > 0:
+            raise ValueError(
+                "loss.mixing is a probability, path_decay lies in (0, 1] and surface_sharpness above 0, got "
+                f"{self.mixing}, {self.path_decay} and {self.surface_sharpness}"
+            )
         for name in ("r1_every", "path_every", "path_shrink"):
             if getattr(self, name) < 1:
                 raise ValueError(f"loss.{name} must be at least 1, got {getattr(self, name)}")
-
-
-@dataclass(frozen=True)
-class OptimConfig:
-    """Adam of each stage."""
-
-    volume_generator_lr: float = 2e-5
-    volume_discriminator_lr: float = 2e-4  # global and of one region
-    volume_betas: tuple[float, float] = (0.0, 0.9)
-    full_lr: float = 0.002  # lr: decoder and its discriminator, before the correction for lazy phases
-    full_betas: tuple[float, float] = (0.0, 0.99)
-
-    def __post_init__(self) -> None:
-        rates = (self.volume_generator_lr, self.volume_discriminator_lr, self.full_lr)
-        if min(rates) < 0 or not all(0 <= b < 1 for b in (*self.volume_betas, *self.full_betas)):
-            raise ValueError(f"optim: rates must not be negative and betas lie in [0, 1), got {self}")
-
-
-@dataclass(frozen=True)
-class EmaConfig:
-    """Average of the generator."""
-
-    decay: float = 0.5 ** (32 / 10_000)  # per step
 
 
 @dataclass(frozen=True)
@@ -187,6 +169,11 @@ class SphereConfig:
     """First steps of the first stage: the base shape becomes a sphere."""
 
     steps: int = 10_000  # 0: no_sphere_init
+    lr: float | None = None  # null = optim.volume_generator_lr
+
+    def __post_init__(self) -> None:
+        if self.steps < 0 or (self.lr is not None and self.lr < 0):
+            raise ValueError(f"sphere.steps and lr must not be negative, got {self.steps} and {self.lr}")
 
 
 @dataclass(frozen=True)
@@ -199,20 +186,16 @@ class TrainConfig(training.TrainConfig):
 
 
 @dataclass(frozen=True)
-class LogConfig(training.LogConfig):
-    """What is told, and the sample grids."""
-
-    sample_heads: int = 8  # rows; each has 8 azimuths
-    sample_truncation: float = 0.7
-
-
-@dataclass(frozen=True)
 class ReferenceConfig:
     """Switches that restore what the original does where it is wrong; see DEVIATIONS."""
 
     residual_eikonal: bool = False
     double_truncation: bool = False
     features_only: bool = False
+    lopsided_brows: bool = False
+    sum_chunks: bool = False
+    strided_groups: bool = False
+    stale_buffers: bool = False
 
 
 DEVIATIONS = [
@@ -234,25 +217,37 @@ DEVIATIONS = [
         "with a choice of regions the original restricts the decoder's features only, masks and density stay whole; ours "
         "takes the other regions away",
     ),
+    Deviation(
+        "cnerf",
+        "lopsided_brows",
+        "the original widens the brows of the data by an even square, one pixel up and left but two down and right; ours "
+        "by a symmetric one",
+    ),
+    *(
+        entry
+        for entry in training.volume_deviations("cnerf")
+        if entry.switch in ("sum_chunks", "strided_groups", "stale_buffers")
+    ),
 ]
 
 
 @dataclass(frozen=True)
 class CnerfConfig:
-    """A CNeRF run."""
+    """A CNeRF run: the volume renderer, or the decoder on a frozen one (``model.stage``)."""
 
+    init_from: str = ""  # stage full: run folder, model or original file of the volume stage; "untrained" = none
     model: ModelConfig = field(default_factory=ModelConfig)
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
-    data: DataConfig = field(default_factory=DataConfig)
+    data: PicturesConfig = field(default_factory=PicturesConfig)
     camera: CameraConfig = field(default_factory=CameraConfig)
     render: RenderConfig = field(default_factory=RenderConfig)
     loss: LossConfig = field(default_factory=LossConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    ema: EmaConfig = field(default_factory=EmaConfig)
+    optim: training.OptimConfig = field(default_factory=training.OptimConfig)
+    ema: training.EmaConfig = field(default_factory=training.EmaConfig)
     sphere: SphereConfig = field(default_factory=SphereConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    log: LogConfig = field(default_factory=LogConfig)
+    log: training.LogConfig = field(default_factory=training.LogConfig)
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
 
 
