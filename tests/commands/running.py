@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import torch
 from click.testing import CliRunner, Result
 
 from facelab.cli.convert import convert_checkpoint
@@ -67,4 +68,6 @@ def script(name: str, *arguments: Any, code: str = "", timeout: float = 120) -> 
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(CHECKOUT), "CUDA_VISIBLE_DEVICES": ""}
+    # as many threads as here: sums of several threads round otherwise, and runs are compared bit for bit
+    threads = str(torch.get_num_threads())
+    return {**os.environ, "OMP_NUM_THREADS": threads, "PYTHONPATH": str(CHECKOUT), "CUDA_VISIBLE_DEVICES": ""}
