@@ -18,7 +18,6 @@ from torch.nn import functional as F
 
 from facelab.bases.stylesdf.model import AVERAGE_COUNT, AVERAGE_SEED, SdfGenerator, SdfGeneratorConfig, volume_pictures
 from facelab.cameras import Camera
-from facelab.checkpoints.key_map import check_keys
 from facelab.draws import Draws
 from facelab.generator import Codes, GeneratorOutput, Scene, sample_latents
 from facelab.nn.skip_decoder import SkipDecoder, SkipDecoderConfig
@@ -70,19 +69,6 @@ class FullGenerator(SdfGenerator):
         super().__init__(config, source)
         self.decoder = SkipDecoder(config.decoder, source)
         self.register_buffer("average_style", torch.zeros(config.decoder.width))
-
-    def load_volume(self, state: Mapping[str, Tensor], what: str = "the volume generator") -> None:
-        """Take the weights of a trained :class:`SdfGenerator` (first stage); those of the decoder stay.
-
-        The average style belongs to both and is dropped, so :meth:`update_averages` comes next.
-
-        Raises:
-            UserError: names or shapes that do not fit, named.
-        """
-        expected = {k: v for k, v in self.state_dict().items() if not k.startswith(("decoder.", "average_style"))}
-        check_keys(state, expected, what)
-        self.load_state_dict({**self.state_dict(), **state})
-        self.forget_averages()
 
     # ------------------------------------------------------------ codes
 
@@ -152,10 +138,6 @@ class FullGenerator(SdfGenerator):
         return Scene(
             {**plain.parts, "styles": codes.values["styles"], "noise": self._noise(noise, len(codes))}, plain.count
         )
-
-    def with_noise(self, scene: Scene, noise: SceneNoise) -> Scene:
-        """The scene with other noise of the decoder, see :meth:`scene`."""
-        return scene.replace(noise=self._noise(noise, scene.count))
 
     def _noise(self, noise: SceneNoise, count: int) -> tuple[NoiseMode, Mapping[str, Tensor]]:
         if isinstance(noise, Draws):

@@ -7,10 +7,8 @@ import pytest
 import torch
 
 from facelab.bases.stylesdf.full_model import FullGenerator, FullGeneratorConfig
-from facelab.bases.stylesdf.model import SdfGenerator, SdfGeneratorConfig
 from facelab.cameras.sphere import sphere_camera
 from facelab.draws import Draws
-from facelab.errors import UserError
 from facelab.fields.sdf import SdfFieldConfig
 from facelab.generator import Codes, sample_latents
 from facelab.losses.path_length import path_length
@@ -136,20 +134,6 @@ def test_gradients_reach_the_field_through_the_decoder() -> None:
     model.render(model.scene(codes(model)), CAMERA, SETTINGS).rgb.square().mean().backward()
     for name in ("field_net.beta", "field_net.layers.0.weight", "mapping.linears.0.weight"):
         assert model.get_parameter(name).grad.abs().max() > 0, name
-
-
-def test_the_second_stage_starts_from_the_first() -> None:
-    model = tiny()
-    volume = SdfGenerator(SdfGeneratorConfig(model.config.field, latent_dim=3), torch.Generator().manual_seed(7))
-    before = model.decoder.blocks[0].conv1.weight.clone()
-    model.load_volume(volume.state_dict())
-    made = codes(model, 1)
-    scene = volume.scene(Codes({"w": made.values["w"]}))
-    thumbnail = model.render(model.scene(made), CAMERA[0], SETTINGS).raw_rgb
-    assert torch.equal(thumbnail, volume.render(scene, CAMERA[0], SETTINGS).rgb)
-    assert torch.equal(before, model.decoder.blocks[0].conv1.weight) and not model.has_averages
-    with pytest.raises(UserError, match="missing 'field_net.beta'"):
-        model.load_volume({k: v for k, v in volume.state_dict().items() if k != "field_net.beta"})
 
 
 def test_misfits_are_refused() -> None:
