@@ -43,7 +43,7 @@ class Contents:
 
 @dataclass(frozen=True)
 class Match:
-    """A manifest entry that fits, how surely, and how many attributes of the file confirm it."""
+    """A manifest entry that fits, how surely, and how many attributes (of a kind: and tensors) of the file confirm it."""
 
     asset: Asset
     certainty: str
@@ -212,7 +212,9 @@ def _match(asset: Asset, contents: Contents) -> Match | None:
         exact = exact and same_class
     if not exact and not structure.has:
         return None
-    return Match(asset, "structure" if exact else "kind", confirmed)
+    if exact:
+        return Match(asset, "structure", confirmed)
+    return Match(asset, "kind", confirmed + len(structure.has))  # what asks for more tensors fits better
 
 
 def _confirmed(wanted: Mapping[str, object], state: Mapping[str, object]) -> int | None:

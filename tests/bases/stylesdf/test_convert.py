@@ -211,7 +211,10 @@ def test_a_strange_discriminator_is_left_out_with_a_note() -> None:
 def test_files_are_told_apart_by_their_tensors(tmp_path: Path) -> None:
     for full in (False, True):
         path = saved(small_states(full), tmp_path / f"{full}.pt")
-        assert describe(path).methods == ("stylesdf",)
+        found = describe(path)
+        assert found.methods == ("stylesdf",) and found.best[0].certainty == "kind"
+        wanted = {"stylesdf_ffhq1024", "stylesdf_afhq512"}
+        assert ({match.asset.name for match in found.best} == wanted) is full
     assert is_stylesdf(small_states(True)) and not is_stylesdf({"g": {"weight": torch.zeros(2)}})
 
 
