@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from facelab.cli.bars import Bar, counted
+from facelab.cli.measure_regions import SegmentedModel
 from facelab.cli.sight import real_set, sight_of, synthetic_heads, synthetic_labels
 from facelab.errors import UserError
-from facelab.progress import progress_bar
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 OF_PICTURES = ("fid", "kid", "frechet_random", "kernel_random", "precision_recall", "precision_recall_random")
-BAR_DELAY = 2.0  # seconds before a bar is drawn: an error at once stays one line
 OCCLUSION = 0.02  # of the camera's distance, behind which a point counts as hidden
 READER_HEADS = 1024  # synthetic heads on which a pose reader is fitted where the model has none
 HELD_OUT = 1_000_000  # added to the training seed: heads that training has not seen
@@ -49,6 +49,9 @@ class Request:
     depth_candidates: int
     vgg: Path | None = None
     arcface: Path | None = None
+    parser: Path | None = None
+    region_heads: int = 16
+    change_threshold: float = 8.0
 
 
 class Session:
@@ -65,18 +68,21 @@ class Session:
             raise UserError(
                 f"depth compares with heads whose depth is known: expected --data synthetic, got {self.data}"
             )
-        if "pose" in request.metrics and self.sight.conditioned and not self.on_synthetic:
+        if "pose" in request.metrics and self.sight.reads_poses and not self.on_synthetic:
             raise UserError(
                 f"pose reads poses with a reader fitted on synthetic heads, which fits no other pictures: expected "
                 f"--data synthetic, got {self.data}; for others call facelab.metrics.evaluate.pose_report with your reader"
             )
-        if "pose" in request.metrics and not self.sight.conditioned:
+        if "pose" in request.metrics and not self.sight.reads_poses:
             self.encoder, self.encoder_size = pose_encoder(model)
         self.real = None
         if (set(OF_PICTURES) & set(request.metrics) or self.sight.conditioned) and not self.on_synthetic:
             self.real = real_set(model, self.sight, self.data, self.picture_size)
         self.render_size = None if self.sight.picture_size else self.picture_size  # super-resolved: as trained
         self.settings(self.render_size)
+        self.geometry_size = self.sight.rendered(request.geometry_size)
+        if {"segmentation", "regions"} & set(request.metrics):
+            self.segmented = SegmentedModel(self)
 
     # --- what is measured
 
@@ -101,6 +107,7 @@ class Session:
             r.batch,
             self.model.device,
             self._labels(settings.grid) if sight.conditioned else None,
+            sight.sphere,
         )
 
     def _labels(self, pixel_grid: str) -> Any:
@@ -176,8 +183,8 @@ class Session:
         from facelab.metrics.evaluate import generated_with_cameras, pose_report, synthetic_with_cameras
 
         r = self.request
-        size = self.picture_size if self.sight.conditioned else self.encoder_size
-        heads = self.generated(self.render_size if self.sight.conditioned else size)
+        size = self.picture_size if self.sight.reads_poses else self.encoder_size
+        heads = self.generated(self.render_size if self.sight.reads_poses else size)
         encoder, name, definition = self._pose_reader(size, heads.settings.grid)
         found: dict[str, Any] = {"unit": "degrees", "image_size": size, "encoder": name, "definition": definition}
         with Bar(r.num_images, "poses, generated") as tick:
@@ -193,7 +200,7 @@ class Session:
         """(pictures -> pitch and yaw, its name, what the numbers mean)."""
         common = "angles between the camera's direction and the one that is read off a picture. "
         chance = "chance: predicting the mean pose every time."
-        if not self.sight.conditioned:
+        if not self.sight.reads_poses:
             told = (
                 "It is read by the pose head of d_image. held_out: synthetic heads that training has not seen, cameras "
                 "known. generated: the model's own heads; generator and discriminator were trained to agree on these, "
@@ -215,7 +222,7 @@ class Session:
         from facelab.metrics.evaluate import nearest_depth_report, synthetic_chunks, views_of_synthetic
 
         r = self.request
-        heads = self.generated(r.geometry_size)
+        heads = self.generated(self.geometry_size)
         size, pixel_grid = depth_side(heads), heads.settings.grid
         source = self.held_out(size, pixel_grid)
         known = source.batch(range(r.depth_heads))
@@ -241,7 +248,7 @@ class Session:
         from facelab.metrics.evaluate import VIEW_ANGLE, consistency_report, synthetic_chunks, view_pair
 
         r = self.request
-        heads = self.generated(r.geometry_size)
+        heads = self.generated(self.geometry_size)
         size, pixel_grid = depth_side(heads), heads.settings.grid
         cameras, count = view_pair(heads.prior, heads.fov, radius=self.sight.radius), r.depth_candidates
         hidden = OCCLUSION * self.sight.radius
@@ -280,6 +287,14 @@ class Session:
         )
         common = {"network": net.name, "image_size": self.picture_size, "seed": r.seed, "definition": definition}
         return {"identity": {**found, **common}}
+
+    def segmentation(self) -> dict[str, Any]:
+        """The generated segmentation against a parser and against known heads."""
+        return self.segmented.segmentation()
+
+    def regions(self) -> dict[str, Any]:
+        """One region at a time takes another head's codes."""
+        return self.segmented.regions_report()
 
     def describe(self) -> dict[str, Any]:
         """Model, data and settings for the JSON file."""
@@ -363,24 +378,3 @@ def fade_in(method: Any, meta: Any, step: int) -> float:
     starts = tuple((start, 0) for start in staged.boundaries[: row + 1])
     place = Progress(step, 0, 1, row, starts, staged.stages)
     return place.fade(staged.stages[row].loss.fade_steps, lambda config: config.render.resolution)
-
-
-class Bar:
-    """A bar on stderr where that is a terminal; the context's value is told how many were done."""
-
-    def __init__(self, total: int, what: str) -> None:
-        self._total, self._what = total, what
-
-    def __enter__(self) -> Callable[[int], Any]:
-        self._bar = progress_bar(total=self._total, desc=self._what, unit="img", leave=False, delay=BAR_DELAY)
-        return self._bar.update
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-
-def counted(batches: Iterator[Tensor], tick: Callable[[int], Any]) -> Iterator[Tensor]:
-    """Pass batches on and tell how many pictures went by."""
-    for batch in batches:
-        yield batch
-        tick(len(batch))

@@ -11,11 +11,12 @@ from typing import Any
 
 import click
 
+from facelab.cli.bars import Bar
 from facelab.cli.common import OneLineCommand, device_option, friendly, open_model, pick_device
-from facelab.cli.measure import OF_PICTURES, Bar, Request, Session
+from facelab.cli.measure import OF_PICTURES, Request, Session
 from facelab.errors import UserError, nearest
 
-METRICS = (*OF_PICTURES, "miou", "identity", "pose", "depth", "consistency")
+METRICS = (*OF_PICTURES, "miou", "identity", "pose", "depth", "consistency", "segmentation", "regions")
 INCEPTION = "inception_fid"  # entry of networks/manifest.yaml
 
 
@@ -85,14 +86,31 @@ INCEPTION = "inception_fid"  # entry of networks/manifest.yaml
     "--targets", type=click.Path(path_type=Path), default=None, help="miou: folder of masks of the same names."
 )
 @click.option(
-    "--depth-heads", type=click.IntRange(1), default=32, show_default=True, help="depth: held-out synthetic heads."
+    "--depth-heads",
+    type=click.IntRange(1),
+    default=32,
+    show_default=True,
+    help="depth, segmentation: held-out synthetic heads.",
 )
 @click.option(
     "--depth-candidates",
     type=click.IntRange(1),
     default=64,
     show_default=True,
-    help="depth: generated heads to choose from.",
+    help="depth, segmentation: generated heads to choose from; consistency: heads.",
+)
+@click.option(
+    "--parser", type=click.Path(path_type=Path), default=None, help="A face parser (file or bundled), segmentation."
+)
+@click.option(
+    "--region-heads", type=click.IntRange(1), default=16, show_default=True, help="regions: heads that are edited."
+)
+@click.option(
+    "--change-threshold",
+    type=click.FloatRange(0, 255),
+    default=8.0,
+    show_default=True,
+    help="regions: levels of 255 by which a pixel must differ to count as changed.",
 )
 @click.option("--batch", type=click.IntRange(1), default=8, show_default=True, help="Pictures at a time.")
 @click.option(
@@ -116,9 +134,12 @@ def compute_metrics(
     precision_recall, precision_recall_random   of nearest neighbours: with --vgg FILE, or on the random network
     identity        needs --arcface FILE: is a head the same person from two random cameras?
     pose            read off held-out synthetic heads and generated ones: by the model's image discriminator, or
-                    (EG3D) by a reader fitted on synthetic heads
+                    (EG3D, StyleSDF, CNeRF) by a reader fitted on synthetic heads
     depth           of the generated heads that look most like held-out synthetic ones, same camera
     consistency     depth of generated heads carried from one view to another
+    segmentation    of the generated segmentation: overlap with what --parser sees in the picture, and with the truth
+                    of held-out synthetic heads that look alike
+    regions         one region at a time takes another head's codes: share of the changed pixels outside it (cnerf)
     miou            of two folders of masks (--predictions, --targets); needs no MODEL
     """
     request = Request(metrics=parse_metrics(metrics), **options)
@@ -162,6 +183,8 @@ def evaluate(model: Path | None, request: Request, device: str = "auto", weights
             ("pose", ("pose",), session.pose),
             ("depth", ("depth",), session.depth),
             ("consistency", ("consistency",), session.consistency),
+            ("segmentation", ("segmentation",), session.segmentation),
+            ("regions", ("regions",), session.regions),
         ]
     for name, metrics, measure in parts:
         if set(metrics) & set(request.metrics):
@@ -202,7 +225,7 @@ def check_mask_folders(request: Request) -> None:
     if request.predictions is None or request.targets is None:
         raise UserError(
             "miou compares two folders of masks: expected --predictions DIR --targets DIR "
-            f"({'--targets' if request.predictions else '--predictions'} is missing); a generated head has no true mask"
+            f"({'--targets' if request.predictions else '--predictions'} is missing); for generated heads see segmentation"
         )
 
 
@@ -281,16 +304,24 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
         temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
+NOT_TOLD = ("per_class", "edits")  # in the file, not in the table
+
+
 def rows(metrics: dict[str, Any]) -> list[tuple[str, str]]:
     """(name, value with unit) of every number worth a line; nested ones are ``pose.held_out.mean_yaw``."""
     found: list[tuple[str, str]] = []
     for name, values in metrics.items():
-        unit = f" {values['unit']}" if "unit" in values else ""
-        for key, value in values.items():
-            if isinstance(value, dict) and key != "per_class":
-                found += [(f"{name}.{key}.{k}", _number(k, v, unit)) for k, v in value.items()]
-            elif isinstance(value, (int, float)) or value is None:
-                found.append((name if key == "value" else f"{name}.{key}", _number(key, value, unit)))
+        found += _rows_of(name, values, f" {values['unit']}" if "unit" in values else "")
+    return found
+
+
+def _rows_of(name: str, values: dict[str, Any], unit: str) -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    for key, value in values.items():
+        if isinstance(value, dict):
+            found += [] if key in NOT_TOLD else _rows_of(f"{name}.{key}", value, unit)
+        elif isinstance(value, (int, float)) or value is None:
+            found.append((name if key == "value" else f"{name}.{key}", _number(key, value, unit)))
     return found
 
 

@@ -29,6 +29,8 @@ class Sight:
         picture_size: side of a picture in pixels if the model makes only one size (super-resolution), else None.
         default_size: side of the pictures that are compared unless something else is asked for.
         conditioned: cameras come from the rows of the data set, and the generator is told of them.
+        sphere: StyleSDF's and CNeRF's: rays by depth along the axis; whole pictures without labels of a pose.
+        heads_std: deviations of the yaw and pitch of synthetic heads' cameras, radians; None: those of the prior.
     """
 
     prior: PosePrior
@@ -37,6 +39,21 @@ class Sight:
     picture_size: int | None = None
     default_size: int = PICTURE_SIZE
     conditioned: bool = False
+    sphere: bool = False
+    heads_std: tuple[float, float] | None = None
+
+    @property
+    def reads_poses(self) -> bool:
+        """Poses are read by a reader fitted on synthetic heads, not by the model's discriminator."""
+        return self.conditioned or self.sphere
+
+    def rendered(self, asked: int | None) -> int | None:
+        """Side of the rendering for depths, None: as trained. UserError for one that a decoder does not read."""
+        if asked is not None and self.sphere and self.picture_size is not None:
+            raise UserError(
+                f"this model's decoder reads renderings of one size only: leave out --geometry-size {asked}"
+            )
+        return asked
 
     def sized(self, asked: int | None) -> int:
         """Side of the pictures to compare. UserError for a size that the model does not make."""
@@ -51,6 +68,9 @@ def sight_of(config: Any) -> Sight:
     """Read it off a model's configuration."""
     from facelab.cameras.pose_sampling import PosePrior
 
+    sphere = _sphere_view(config)
+    if sphere is not None:
+        return _sphere_sight(config, *sphere)
     if hasattr(config, "camera"):
         c = config.camera
         return Sight(PosePrior(c.distribution, c.yaw_mean, c.yaw_std, c.pitch_mean, c.pitch_std), c.fov)
@@ -61,15 +81,31 @@ def sight_of(config: Any) -> Sight:
     return Sight(prior, v.fov, v.radius, fixed, size, True)
 
 
+def _sphere_view(config: Any) -> tuple[Any, str, bool] | None:
+    """(cameras, mode, whether a decoder draws the pictures) of StyleSDF and CNeRF, None for others."""
+    if hasattr(config, "view") and hasattr(config.view, "azimuth"):
+        return config.view, config.view.distribution, config.stage == "full"
+    if hasattr(config, "camera") and hasattr(config.camera, "azimuth"):
+        return config.camera, config.camera.mode, config.model.stage == "full"
+    return None
+
+
+def _sphere_sight(config: Any, view: Any, mode: str, decoded: bool) -> Sight:
+    from facelab.cameras.pose_sampling import PosePrior
+
+    prior = PosePrior(mode, math.pi / 2, view.azimuth, math.pi / 2, view.elevation)
+    size = config.model.resolution if decoded else config.render.resolution
+    deviations = (config.data.heads_azimuth_std, config.data.heads_elevation_std)
+    return Sight(prior, view.fov, 1.0, size if decoded else None, size, sphere=True, heads_std=deviations)
+
+
 def synthetic_heads(sight: Sight, seed: int, size: int, grid: str, device: Any) -> Any:
     """Synthetic heads with the model's camera distribution, in its scene units."""
     from facelab.data.synthetic import SyntheticHeads
     from facelab.metrics.known_heads import ScaledHeads
 
-    p = sight.prior
-    heads = SyntheticHeads(
-        seed, size, device=device, grid=grid, fov=sight.fov, yaw_std=p.yaw_std, pitch_std=p.pitch_std
-    )
+    yaw_std, pitch_std = sight.heads_std or (sight.prior.yaw_std, sight.prior.pitch_std)
+    heads = SyntheticHeads(seed, size, device=device, grid=grid, fov=sight.fov, yaw_std=yaw_std, pitch_std=pitch_std)
     return ScaledHeads(heads, sight.radius)
 
 
@@ -92,6 +128,10 @@ def real_set(model: Any, sight: Sight, path: str, size: int) -> Any:
         d = model.config.data
         return Eg3dDataset(path, size, mirror=d.mirror, alpha=d.alpha, cache="none")
     config = model.config
+    if sight.sphere:
+        from facelab.data.thumbnails import open_pictures
+
+        return open_pictures(path, size, size, flips=config.data.mirror, cache="none")
     changed = replace(
         config, data=replace(config.data, path=path, cache="none"), render=replace(config.render, resolution=size)
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from facelab.cameras import Camera
 from facelab.cameras.pose_sampling import PosePrior
-from facelab.cameras.rays import Grid, make_rays
+from facelab.cameras.rays import Grid, make_depth_rays, make_rays
 from facelab.data.synthetic import SyntheticBatch
 from facelab.draws import Draws
 from facelab.errors import UserError
@@ -27,7 +27,7 @@ from facelab.generator import Codes, Generator, GeneratorOutput, sample_latents
 from facelab.inference.pictures import to_uint8
 from facelab.metrics.features import FeatureNet
 from facelab.metrics.frechet import FeatureStats, frechet_distance
-from facelab.metrics.geometry import depth_error, pose_error, view_consistency
+from facelab.metrics.geometry import depth_error, masked_deviation, pose_error, view_consistency
 from facelab.metrics.kernel import kernel_distance
 from facelab.metrics.manifold import precision_recall
 from facelab.rendering.settings import RenderSettings
@@ -76,6 +76,7 @@ class GeneratedHeads:
         device: where the generator is.
         labels: (L, 25) cameras of the data set; each head takes a random row as its camera, and the generator is told
             of it where it is conditioned on cameras (EG3D: the same row for both).
+        axis_depth: the generator's depth is measured along the camera's axis (StyleSDF, CNeRF), not along rays.
     """
 
     generator: Generator
@@ -87,6 +88,7 @@ class GeneratedHeads:
     batch: int = 8
     device: torch.device | str = "cpu"
     labels: Tensor | None = None
+    axis_depth: bool = False
 
     def __post_init__(self) -> None:
         if self.labels is None and (self.prior is None or self.fov is None):
@@ -127,25 +129,43 @@ class GeneratedHeads:
             camera = self.cameras(indices)
             yield self._render(self.generator.scene(self.codes(indices)), camera, indices[0]), camera
 
-    @torch.no_grad()
     def chunks(self, count: int) -> Iterator[HeadChunk]:
         """Heads 0 .. count - 1 in batches that can be seen from any camera; a scene is computed once."""
+        for see in self.outputs(count):
+            yield lambda camera, see=see: self.views(see(camera), camera)
+
+    @torch.no_grad()
+    def outputs(self, count: int) -> Iterator[Callable[[Camera], GeneratorOutput]]:
+        """The same batches, as the generator renders them."""
         for indices in _batches(count, self.batch):
             scene = self.generator.scene(self.codes(indices))
 
-            def see(camera: Camera, scene: Any = scene, first: int = indices[0]) -> Views:
+            def see(camera: Camera, scene: Any = scene, first: int = indices[0]) -> GeneratorOutput:
                 camera = camera.to(self.device)
                 camera = Camera.cat([camera] * scene.count) if len(camera) == 1 else camera
-                return views_of(self._render(scene, camera, first))
+                return self._render(scene, camera, first)
 
             yield see
+
+    def picture(self, codes: Codes, camera: Camera, first: int) -> GeneratorOutput:
+        """Given codes by given cameras, with the random depths (if any) of the batch that begins with head ``first``."""
+        return self._render(self.generator.scene(codes), camera, first)
+
+    def views(self, output: GeneratorOutput, camera: Camera) -> Views:
+        """A render by these cameras, or one camera, as :class:`Views`."""
+        found = views_of(output)
+        if not self.axis_depth:
+            return found
+        rays = make_depth_rays(camera.to(output.depth.device), output.depth.shape[-1], self.settings.grid)
+        lengths = rays.directions.norm(dim=-1).view(-1, *output.depth.shape[2:])
+        return replace(found, depth=found.depth * lengths)
 
     def _render(self, scene: Any, camera: Camera, first: int) -> GeneratorOutput:
         return self.generator.render(scene, camera, self.settings, self.draws(first).at(phase="evaluate_rays"))
 
 
 def views_of(output: GeneratorOutput) -> Views:
-    """A render as :class:`Views`; the expected depth is that of the rendered part of each ray."""
+    """A render with depths along unit rays as :class:`Views`; the depth is that of the rendered part of each ray."""
     opacity = output.opacity[:, 0]
     return Views(output.rgb.clamp(-1, 1) / 2 + 0.5, opacity, output.depth[:, 0] / opacity.clamp_min(1e-4))
 
@@ -431,21 +451,17 @@ def plane_depth(cameras: Camera, size: int, grid: Grid = "corners") -> Tensor:
 def _compare(known: Views, seen: Views, plane: Tensor) -> Tensor:
     """One known head and K candidates -> (K, 6): distance, rmse, aligned, constant and plane rmse, mask IoU."""
     inside, foreground = known.foreground, seen.foreground
-    # a super-resolved picture is compared at the size at which its depth is known
-    image = torch.nn.functional.adaptive_avg_pool2d(seen.image, known.image.shape[-1])
-    picture = (image - known.image).abs().flatten(1).mean(1)
-    mask = (seen.opacity - inside.to(seen.opacity)).abs().flatten(1).mean(1)
     both = foreground & inside
     union = (foreground | inside).flatten(1).sum(1).clamp(min=1)
     iou = both.flatten(1).sum(1) / union
     result = torch.full((len(seen.depth), 6), float("nan"), dtype=torch.float64, device=seen.depth.device)
-    result[:, 0], result[:, 5] = (picture + mask).double(), iou.double()
+    result[:, 0], result[:, 5] = likeness(known, seen), iou.double()
     enough = both.flatten(1).sum(1) >= LEAST_OVERLAP
     if bool(enough.any()):
         where, depth = both[enough], seen.depth[enough]
         true = known.depth.expand_as(depth)
         result[enough, 1] = depth_error(depth, true, where).rmse
-        result[enough, 3] = _deviation(true, where)
+        result[enough, 3] = masked_deviation(true, where)
         # a candidate without relief has no best scale: its best fit is the constant
         aligned = depth_error(depth, true, where, "scale_shift").rmse
         result[enough, 2] = torch.where(aligned.isfinite(), aligned, result[enough, 3])
@@ -453,12 +469,13 @@ def _compare(known: Views, seen: Views, plane: Tensor) -> Tensor:
     return result
 
 
-def _deviation(values: Tensor, where: Tensor) -> Tensor:
-    """Standard deviation of (N, S, S) over the pixels chosen, float64."""
-    weight = where.flatten(1).double()
-    flat, count = values.flatten(1).double(), weight.sum(1)
-    mean = (flat * weight).sum(1) / count
-    return (((flat - mean[:, None]).square() * weight).sum(1) / count).sqrt()
+def likeness(known: Views, seen: Views) -> Tensor:
+    """(K,) how far K candidates are from one known head: see :func:`nearest_depth_report`; float64."""
+    # a super-resolved picture is compared at the size at which its depth is known
+    image = torch.nn.functional.adaptive_avg_pool2d(seen.image, known.image.shape[-1])
+    picture = (image - known.image).abs().flatten(1).mean(1)
+    mask = (seen.opacity - known.foreground.to(seen.opacity)).abs().flatten(1).mean(1)
+    return (picture + mask).double()
 
 
 def _depth_range(truth: Views) -> Tensor:

@@ -99,6 +99,14 @@ def normalised_depth_error(prediction: Tensor, truth: Tensor, mask: Tensor | Non
     return ((standard(prediction) - standard(truth)).square() * weight).sum(1) / count[:, 0]
 
 
+def masked_deviation(values: Tensor, where: Tensor) -> Tensor:
+    """Standard deviation of (N, S, S) over the pixels chosen, (N,) float64."""
+    weight = where.flatten(1).double()
+    flat, count = values.flatten(1).double(), weight.sum(1)
+    mean = (flat * weight).sum(1) / count
+    return (((flat - mean[:, None]).square() * weight).sum(1) / count).sqrt()
+
+
 def _valid(mask: Tensor | None, like: Tensor) -> Tensor:
     return torch.ones_like(like, dtype=torch.bool) if mask is None else mask.bool()
 
