@@ -31,7 +31,7 @@ class DataConfig:
     fov: float = 13.0  # degrees; a little wider than a portrait, so that there is something to zoom into
     yaw_std: float = 0.35  # radians around the frontal view
     pitch_std: float = 0.2
-    draw_on: Literal["auto", "cpu", "cuda"] = "auto"  # auto = the CPU where numba is installed
+    draw_on: Literal["auto", "cpu", "cuda"] = "auto"  # auto = the GPU where there is one
 
 
 @dataclass(frozen=True)

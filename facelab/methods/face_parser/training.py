@@ -58,9 +58,7 @@ class FaceParserMethod:
         """All heads, drawn once."""
         data, on = config.data, config.data.draw_on
         if on == "auto":
-            from facelab.mesh.rasterize import has_numba
-
-            on = "cpu" if has_numba() or not torch.cuda.is_available() else "cuda"
+            on = "cuda" if torch.cuda.is_available() else "cpu"
         return SyntheticPool(data.heads, data.size, config.train.seed, data.yaw_std, data.pitch_std, data.fov, on)
 
     def losses(self, ctx: PhaseContext) -> Losses:
