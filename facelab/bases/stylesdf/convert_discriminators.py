@@ -30,6 +30,7 @@ from facelab.nn.discriminators.skip_residual import ResidualDiscriminator, Resid
 from facelab.nn.discriminators.stylegan2 import LAST_BLOCK
 
 Discriminator = ViewDiscriminator | RegionDiscriminator | ResidualDiscriminator
+MAX_BLOCKS = 10  # pictures of 4096 pixels
 COORDINATES = 2  # channels at the end of a CoordConv's input: row, then column
 
 
@@ -103,16 +104,24 @@ def discriminator_of(state: Mapping[str, Tensor], what: str = "the discriminator
 
 
 def _residual_config(state: Mapping[str, Tensor], trunk: str, blocks: int) -> ResidualDiscriminatorConfig:
+    if not 1 <= blocks <= MAX_BLOCKS:
+        raise ValueError(f"{blocks} blocks, expected 1 to {MAX_BLOCKS}")
     resolution = LAST_BLOCK << (blocks - 1)
     first = state[f"{trunk}.0.0.weight"].shape[0]
     base = state["final_conv.0.weight"].shape[0]
     multiplier = max(1, first * resolution // (32 * 512))
-    return ResidualDiscriminatorConfig(
+    config = ResidualDiscriminatorConfig(
         resolution=resolution,
         semantic_channels=_semantic_channels(state, "convs_seg.0.0.weight"),
         channel_multiplier=multiplier,
         channel_max=None if base == 512 else base,
     )
+    table = config.trunk(first)
+    for number, side in enumerate(table.resolutions, start=1):  # before anything of that size is built
+        channels, found = table.channels(side), state[f"{trunk}.{number}.conv1.0.weight"].shape
+        if tuple(found[:2]) != (channels, channels):
+            raise ValueError(f"block {number} has weights {tuple(found)}, {channels} channels would fit the others")
+    return config
 
 
 def _view_config(state: Mapping[str, Tensor], trunk: str, blocks: int) -> ViewDiscriminatorConfig:

@@ -18,6 +18,7 @@ from facelab.nn.skip_decoder import COARSE_CHANNELS, COARSE_RESOLUTION, SkipDeco
 
 DECODER = "decoder."
 AVERAGES = ("average_w", "average_style")  # ours alone: the original computes them at each start
+MAX_SIZE, MAX_LEVELS = 4096, 10  # of pictures
 MULTIPLIERS = (1, 2, 4, 8)
 
 
@@ -105,6 +106,8 @@ def _decoder_config(
 ) -> SkipDecoderConfig:
     side = state[f"{DECODER}noises.noise_0"].shape[-1]
     levels = count_of(state, f"{DECODER}to_rgbs.")
+    if side < 1 or levels > MAX_LEVELS or side << levels > MAX_SIZE:
+        raise ValueError(f"{levels} levels from {side} pixels on, expected pictures of at most {MAX_SIZE}")
     size = side << levels
     latent_dim, style_dim = state[f"{DECODER}style.1.weight"].shape
     head = state[f"{DECODER}to_rgbs.{levels - 1}.conv.weight" if levels else f"{DECODER}to_rgb1.conv.weight"]

@@ -280,6 +280,18 @@ def test_a_model_that_no_configuration_describes_is_refused() -> None:
         convert_states({"g_ema": state}, Path("x.pt"))
 
 
+def test_sizes_out_of_all_proportion_are_refused_before_anything_is_built() -> None:
+    states = small_states(True)
+    states["g_ema"] |= {f"decoder.to_rgbs.{n}.bias": torch.zeros(1) for n in range(40)}
+    with pytest.raises(UserError, match="40 levels from 8 pixels"):
+        convert_states(states, Path("x.pt"))
+    wide = discriminator_to_original(ResidualDiscriminator(ResidualDiscriminatorConfig(resolution=16, channel_max=4)))
+    with pytest.raises(UserError, match="60 blocks"):
+        discriminator_of({**wide, **{f"convs.{n}.skip.1.weight": torch.zeros(1) for n in range(61)}})
+    with pytest.raises(UserError, match="channels would fit the others"):
+        discriminator_of({**wide, "final_conv.0.weight": torch.zeros(100_000, 1, 1, 1)})
+
+
 def test_files_of_other_kinds_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="expected the StyleSDF generators"):
         read_original(saved({"d": {"w": torch.zeros(1)}}, tmp_path / "d.pt"))
