@@ -10,16 +10,18 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from facelab.cameras import Camera
 from facelab.config import from_dict, to_dict
+from facelab.data.classes import PALETTE
 from facelab.deviations import Deviation, active
 from facelab.draws import Draws
 from facelab.errors import UserError, nearest
@@ -27,6 +29,9 @@ from facelab.generator import Codes, GeneratorOutput, Scene, fill_output
 from facelab.methods import load_method
 from facelab.rendering.background import FILL_VALUES
 from facelab.rendering.settings import RenderSettings
+
+if TYPE_CHECKING:
+    from facelab.inference.shapes import HeadField
 
 PICKLES = (".pth", ".pt", ".pkl", ".ckpt", ".tar")
 PREFERRED_WEIGHTS = ("ema", "generator", "ema_slow")
@@ -103,15 +108,24 @@ class FaceModel:
         generator: the module, a :class:`facelab.generator.Generator`.
         meta: what the checkpoint says of itself (step, images, deviations ...).
         path: where it came from.
+        subset: regions that are shown alone, see :meth:`only`; None: the whole head.
     """
 
-    def __init__(self, method: Any, generator: Any, config: Any, meta: Mapping[str, Any], path: Path) -> None:
+    def __init__(
+        self, method: Any, generator: Any, config: Any, meta: Mapping[str, Any], path: Path, subset: Any = None
+    ) -> None:
         self._method = method
         self.method: str = method.name
         self.generator = generator
         self.config = config
         self.meta = dict(meta)
         self.path = path
+        self.subset = subset
+
+    def _with(self, **changes: Any) -> FaceModel:
+        """The same model with another generator, config or subset."""
+        kept = {"generator": self.generator, "config": self.config, "subset": self.subset, **changes}
+        return FaceModel(self._method, kept["generator"], kept["config"], self.meta, self.path, kept["subset"])
 
     @property
     def device(self) -> torch.device:
@@ -121,12 +135,27 @@ class FaceModel:
     @property
     def has_labels(self) -> bool:
         """Whether pictures come with a segmentation."""
-        return getattr(self.generator.config.field, "label_layers", 0) > 0
+        return bool(self.region_names) or getattr(self.generator.config.field, "label_layers", 0) > 0
+
+    @property
+    def region_names(self) -> tuple[str, ...]:
+        """Names of the regions that a head is composed of, in the order of its labels; none for most methods."""
+        return getattr(self.generator, "region_names", ())
+
+    @property
+    def palette(self) -> Sequence[tuple[int, int, int]]:
+        """Colour of each label, 0..255."""
+        return getattr(self.generator, "palette", PALETTE)
 
     @property
     def has_raw(self) -> bool:
         """Whether a network enlarges the rendering, so that there is a raw picture beside the final one."""
-        return getattr(self.config.model, "superresolution_kind", None) is not None
+        return self._decoder is not None or getattr(self.config.model, "superresolution_kind", None) is not None
+
+    @property
+    def _decoder(self) -> Any:
+        """Configuration of the network that draws the picture from renderings of one size, or None."""
+        return getattr(self.generator.config, "decoder", None)
 
     @property
     def depth_range(self) -> tuple[float, float]:
@@ -155,8 +184,32 @@ class FaceModel:
         if color not in FILL_VALUES:
             known = ", ".join(FILL_VALUES)
             raise UserError(f"unknown fill colour {color!r}, expected one of {known}.{nearest(color, FILL_VALUES)}")
-        config = dataclasses.replace(self.config, render=dataclasses.replace(self.config.render, fill_color=color))
-        return FaceModel(self._method, self.generator, config, self.meta, self.path)
+        render = dataclasses.replace(self.config.render, fill_color=color)
+        return self._with(config=dataclasses.replace(self.config, render=render))
+
+    def only(self, regions: str | Iterable[str | int], carve: bool | None = None) -> FaceModel:
+        """The same model showing some regions of its heads alone, in pictures and meshes (CNeRF).
+
+        Args:
+            regions: names (``"eye,nose"``); numbers are understood, with a warning that names them.
+            carve: True: the other regions are taken away; False: they only give the decoder no features, as in the
+                original; None: as configured.
+
+        Raises:
+            UserError: an unknown region, with the nearest name, or a model whose heads have no regions.
+        """
+        if not self.region_names:
+            raise UserError(f"heads of a {self.method} model are not composed of regions; expected a CNeRF model")
+        return self._with(subset=self.generator.subset(regions, carve))
+
+    def truncated_twice(self) -> FaceModel:
+        """The same model with the original's truncation of StyleSDF and CNeRF: psi acts about as its square."""
+        if not hasattr(self.generator.config, "double_truncation"):
+            raise UserError(f"the original truncates the codes of this {self.method} model once; leave double out")
+        generator = copy.copy(self.generator)  # shares the weights
+        generator.config = dataclasses.replace(generator.config, double_truncation=True)
+        reference = dataclasses.replace(self.config.reference, double_truncation=True)
+        return self._with(generator=generator, config=dataclasses.replace(self.config, reference=reference))
 
     def fast(self, precision: str = "fp16") -> FaceModel:
         """The same model for fast pictures: fp32, tf32, fp16, bf16 or fp16_all, as CUDA graphs on a GPU.
@@ -165,7 +218,7 @@ class FaceModel:
         """
         from facelab.inference.fast import accelerate
 
-        return FaceModel(self._method, accelerate(self.generator, precision), self.config, self.meta, self.path)
+        return self._with(generator=accelerate(self.generator, precision))
 
     def latents(self, seed: int | Iterable[int]) -> dict[str, Tensor]:
         """Latent codes of one or more seeds, the same on every device and those of the original program.
@@ -225,7 +278,18 @@ class FaceModel:
         >>> small.resolution, small.jitter
         (16, False)
         """
+        if self._decoder is not None and resolution not in (None, self._decoder.in_resolution):
+            raise UserError(
+                f"the decoder of this {self.method} model reads renderings of {self._decoder.in_resolution} pixels, "
+                f"got {resolution}; leave the image size out"
+            )
         return self._method.inference_settings(self.config, resolution, ray_step_multiplier, lock_view)
+
+    @torch.no_grad()
+    def scene(self, code: Codes) -> Scene:
+        """What does not depend on the camera, of codes of N heads: computed once, rendered from many cameras."""
+        scene = self.generator.scene(code.to(self.device))
+        return scene if self.subset is None else scene.replace(subset=self.subset)
 
     @torch.no_grad()
     def sample(
@@ -267,7 +331,7 @@ class FaceModel:
             settings: default :meth:`settings`.
             fill: give empty rays the fill colour and prepend the background class to the labels; models that draw the
                 background themselves stay as they are.
-            seed: of the random depths, where the settings ask for any.
+            seed: of random depths and noise maps, where settings and ``reference.random_inference`` ask for any.
 
         Returns:
             rgb in [-1, 1], depth, opacity, semantics with background as channel 0 (if the model has labels).
@@ -277,18 +341,21 @@ class FaceModel:
         >>> model.render(model.codes(3), sides, settings=model.settings(16, 1)).rgb.shape
         torch.Size([2, 3, 16, 16])
         """
-        made: Scene = self.generator.scene(scene.to(self.device)) if isinstance(scene, Codes) else scene
+        made: Scene = self.scene(scene) if isinstance(scene, Codes) else scene
         camera = self.camera() if camera is None else camera.to(self.device)
         if len(camera) == 1 and made.count > 1:
             camera = Camera.cat([camera] * made.count)
-        output = self.generator.render(made, camera, settings or self.settings(), Draws(seed).at(phase="inference"))
+        draws = Draws(seed).at(phase="inference")
+        if getattr(self.config.reference, "random_inference", False) and hasattr(self.generator, "with_noise"):
+            made = self.generator.with_noise(made, draws)
+        output = self.generator.render(made, camera, settings or self.settings(), draws)
         if not fill or output.semantics is None or not getattr(self._method, "fills_empty", True):
             return output
         color = getattr(self.config.render, "fill_color", "black")
         return fill_output(output, color, getattr(self.config.reference, "fill_labels", False))
 
     def label_map(self, output: GeneratorOutput) -> Tensor:
-        """Class of each pixel of a filled picture: (N, S, S) integers, CelebAMask-HQ classes 0..18.
+        """Class of each pixel of a filled picture: (N, S, S) integers, CelebAMask-HQ classes 0..18 or regions.
 
         >>> model = load("fenerf_synthetic_64")
         >>> labels = model.label_map(model.sample(3, settings=model.settings(16, 1)))
@@ -307,46 +374,51 @@ class FaceModel:
         *,
         resolution: int = 256,
         cube_size: float | None = None,
-        level: float = 10.0,
+        level: float | None = None,
         truncation: float = 0.5,
         max_points: int = 100_000,
         reference_lattice: bool | None = None,
         colored: bool = True,
+        aligned: bool = False,
     ) -> Any:
-        """The surface of a head as a :class:`facelab.mesh.io.Mesh` with vertex colours.
+        """The surface of a head, or of the regions of :meth:`only`, as a :class:`facelab.mesh.io.Mesh`.
 
         Args:
             seed, code, truncation: which head.
-            resolution: lattice points per side.
+            resolution: lattice points per side; of the aligned way rays per side and depths of each.
             cube_size: side of the cube around the origin, scene units; default: what holds a head.
-            level: raw density of the surface.
+            level: on the surface; default: a raw density of 10, or a signed distance of 0.
             max_points: field evaluations at a time.
-            reference_lattice: the original's sheared lattice; default as configured.
+            reference_lattice: the original's: sheared for densities, the aligned way with its arithmetic for signed
+                distances; default as configured.
             colored: ask the field for the vertex colours.
+            aligned: along the rays of the frontal camera, then resampled to a box, as StyleSDF does; ``cube_size`` is
+                not used. Signed distances only.
 
         Raises:
-            UserError: the density never crosses the level; names its range.
+            UserError: the field never crosses the level; names its range. Densities along rays.
 
         >>> model = load("fenerf_synthetic_64")
         >>> mesh = model.extract_mesh(seed=3, resolution=24, cube_size=0.24)
         >>> mesh.vertices.shape[1], mesh.faces.shape[1]
         (3, 3)
         """
-        from facelab.mesh.marching_cubes import extract_mesh
+        from facelab.inference.shapes import frustum_mesh, lattice_mesh
 
-        at = self._field_at(code if code is not None else self.codes(seed, truncation))
-        configured = getattr(self.config.reference, "sheared_lattice", False)
-        sheared = configured if reference_lattice is None else reference_lattice
-        return extract_mesh(
-            lambda p: at(p).sigma.reshape(-1),
-            resolution,
-            self.head_cube if cube_size is None else cube_size,
-            level,
-            max_points,
-            color=(lambda p: at(p).rgb.reshape(-1, 3)) if colored else None,
-            reference=sheared,
-            device=self.device,
-        )
+        scene = self.scene(code if code is not None else self.codes(seed, truncation))
+        field = self._field_of(scene)
+        switch = "skewed_shapes" if field.is_distance else "sheared_lattice"
+        configured = getattr(self.config.reference, switch, False)
+        reference = configured if reference_lattice is None else reference_lattice
+        if aligned or (reference and field.is_distance):
+            settings = self._method.inference_settings(self.config).replace(
+                resolution=resolution, samples_coarse=resolution, max_points=max_points
+            )
+            return frustum_mesh(
+                self.generator, scene, self.camera(), settings, level=level, colored=colored, reference=reference
+            )
+        cube = self.head_cube if cube_size is None else cube_size
+        return lattice_mesh(field, resolution, cube, level, max_points, colored=colored, sheared=reference)
 
     @property
     def head_cube(self) -> float:
@@ -354,19 +426,17 @@ class FaceModel:
         return self._method.head_cube(self.config)
 
     def density(self, code: Codes) -> Callable[[Tensor], Tensor]:
-        """The raw density of a head: (P, 3) points in scene units -> (P,)."""
-        at = self._field_at(code)
-        return torch.no_grad()(lambda points: at(points).sigma.reshape(-1))
+        """The density of a head, raw where its field has no distance: (P, 3) points in scene units -> (P,)."""
+        return torch.no_grad()(self.head_field(code).density)
 
-    def _field_at(self, code: Codes) -> Callable[[Tensor], Any]:
-        field = self.generator.field(self.generator.scene(code.to(self.device)))
+    def head_field(self, code: Codes) -> HeadField:
+        """The field of one head as functions of points: density, signed distance where it has one, colour."""
+        return self._field_of(self.scene(code))
 
-        def at(points: Tensor) -> Any:
-            points = points.to(self.device)[None, :, None]
-            direction = torch.tensor([0.0, 0.0, -1.0], device=self.device).expand(1, points.shape[1], 3)
-            return field(points, direction)
+    def _field_of(self, scene: Scene) -> HeadField:
+        from facelab.inference.shapes import HeadField
 
-        return at
+        return HeadField.of(self.generator, scene)
 
     def save(self, path: str | Path, dtype: torch.dtype | None = None) -> Path:
         """Write a single-file model (``.safetensors``) that :func:`load` reads.

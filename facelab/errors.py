@@ -18,6 +18,10 @@ class Interrupted(UserError):
     """Ctrl-C: what is done is kept and the same command goes on from there. Commands exit with status 130."""
 
 
+class NoSurface(UserError):
+    """A field that never crosses the level at which its surface was asked for."""
+
+
 def nearest(name: str, candidates: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the closest candidate, or an empty string.
 

@@ -143,7 +143,7 @@ def render_film(
         bar = stack.enter_context(progress_bar(total=len(film), unit="frame"))
         for number, codes in enumerate(film.codes()):
             if shown is None or not _same(codes, shown):
-                scene, shown = face.generator.scene(codes), codes
+                scene, shown = face.scene(codes), codes
                 if shapes is not None:
                     shapes.add(face, number, codes)
                 if "shape" in layers:

@@ -69,7 +69,7 @@ def layer(model: Any, output: GeneratorOutput, name: str) -> Tensor:
     if name == "image":
         return pic.to_uint8(output.rgb).cpu()
     if name in ("mask", "blend"):
-        mask = pic.labels_to_rgb(model.label_map(output).cpu())
+        mask = pic.labels_to_rgb(model.label_map(output).cpu(), model.palette)
         return mask if name == "mask" else pic.blend(layer(model, output, "image"), mask)
     if name == "depth":
         return pic.depth_picture(output.depth, output.opacity, *model.depth_range).cpu()
@@ -92,8 +92,8 @@ def multi_view(
 
     ``shapes``: of the same head, for the layer ``shape``.
     """
-    scene = model.generator.scene(codes)
-    outputs = [model.render(scene, cameras[i], settings=settings) for i in range(len(cameras))]
+    scene = model.scene(codes)
+    outputs = [model.render(scene, cameras[i], settings=settings, seed=i) for i in range(len(cameras))]
     return _layers(model, GeneratorOutput.cat(outputs), layers, cameras, shapes)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from facelab.cli.common import (
     Command,
@@ -21,6 +22,7 @@ from facelab.cli.common import (
     seeds_option,
     sized_settings,
 )
+from facelab.cli.regions import named_regions, preset_cameras, region_options, showing, views_option
 from facelab.cli.shapes import (
     FILE_RESOLUTION,
     MAX_POINTS,
@@ -42,9 +44,14 @@ PAIR_FRAMES = 36  # of render_video, from seed to seed
 
 
 def truncation_options(psi: float) -> Callable[[Command], Command]:
-    """--psi and --truncation-cutoff."""
+    """--psi, --truncation-cutoff and --double-truncation."""
 
     def add(function: Command) -> Command:
+        function = click.option(
+            "--double-truncation",
+            is_flag=True,
+            help="Truncate twice, as the originals of StyleSDF and CNeRF do: --psi acts about as its square.",
+        )(function)
         function = click.option(
             "--truncation-cutoff",
             type=click.IntRange(0),
@@ -59,6 +66,33 @@ def truncation_options(psi: float) -> Callable[[Command], Command]:
     return add
 
 
+def truncated(face: Any, double: bool, latents: Any = None) -> Any:
+    """The model with ``--double-truncation`` applied. UserError with codes from files, which are truncated already."""
+    from facelab.errors import UserError
+
+    if double and latents:
+        raise UserError(
+            "--double-truncation is for codes of seeds: those of --latents are as they were saved; drop one"
+        )
+    return face.truncated_twice() if double else face
+
+
+def cameras_of(face: Any, yaws: str, pitches: str, fov: float | None, preset: str | None) -> Any:
+    """The views of a grid. UserError for ``--views`` together with angles."""
+    from facelab.cameras import Camera
+    from facelab.cli import pictures
+    from facelab.errors import UserError
+
+    views = pictures.parse_views(yaws, pitches)
+    if preset is None:
+        return Camera.cat([face.camera(pitch, yaw, fov) for pitch, yaw in views])
+    context = click.get_current_context()
+    for name in ("yaws", "pitches"):
+        if context.get_parameter_source(name) == ParameterSource.COMMANDLINE:
+            raise UserError(f"--views {preset} has its own angles, expected it without --{name}; drop one of them")
+    return preset_cameras(face, preset, fov)
+
+
 def heads_of(face: Any, seeds: Sequence[int], psi: float, cutoff: int | None, latents: Path | None) -> dict[Any, Any]:
     """Codes by what files are named after: seeds, or ``latents`` for those of a file."""
     if latents:
@@ -69,7 +103,7 @@ def heads_of(face: Any, seeds: Sequence[int], psi: float, cutoff: int | None, la
 
 
 def picture_shapes(
-    layers: Sequence[str], resolution: int | None, cube_size: float | None, level: float, max_points: int
+    layers: Sequence[str], resolution: int | None, cube_size: float | None, level: float | None, max_points: int
 ) -> ShapeOptions | None:
     """How the meshes of the layer ``shape`` are cut out; None where it is not among the layers."""
     if "shape" not in layers:
@@ -97,12 +131,14 @@ def refuse_shape_options(needed: str) -> None:
 )
 @click.option("--yaws", default="-0.5,-0.25,0,0.25,0.5", show_default=True, help="Views in radians from the front.")
 @click.option("--pitches", default="0", show_default=True, help="Radians upwards: one for all views or one for each.")
+@views_option()
 @click.option("--fov", type=float, default=None, help="Full field of view in degrees. [default: as trained]")
+@region_options
 @click.option(
     "--latents",
     type=click.Path(path_type=Path),
     default=None,
-    help="Codes saved by --save-latents or by the original, instead of seeds.",
+    help="Codes saved by --save-latents or by the original, or a session folder, instead of seeds.",
 )
 @click.option("--save-latents", is_flag=True, help="Also write the codes of each seed (.safetensors).")
 @click.option("--weights", default=None, help="ema, ema_slow or generator. [default: ema]")
@@ -111,7 +147,8 @@ def refuse_shape_options(needed: str) -> None:
 @device_option
 @friendly
 def render_images(
-    model, seeds, out, psi, truncation_cutoff, layers, yaws, pitches, fov, latents, save_latents, weights,
+    model, seeds, out, psi, truncation_cutoff, double_truncation, layers, yaws, pitches, views, fov, semantics,
+    semantics_mode, latents, save_latents, weights,
     voxel_resolution, cube_size, level, image_size, ray_step_multiplier, fill_color, lock_view_dependence, max_points,
     fast, precision, device,
 ):  # fmt: skip
@@ -119,14 +156,15 @@ def render_images(
 
     MODEL is a run folder, a checkpoint, a .safetensors model or the name of a bundled one.
     """
-    from facelab.cameras import Camera
     from facelab.cli import pictures
     from facelab.files import make_folder
     from facelab.inference.latent_files import save_codes
     from facelab.inference.pictures import save_label_png, save_png
 
-    views = pictures.parse_views(yaws, pitches)
+    pictures.parse_views(yaws, pitches)  # wrong ones are told before the model is opened
     face = open_model(model, device, weights, fill_color)
+    face = showing(truncated(face, double_truncation, latents), semantics, semantics_mode)
+    cameras = cameras_of(face, yaws, pitches, fov, views)
     settings = sized_settings(face, image_size, ray_step_multiplier, lock_view_dependence, max_points)
     names = None if layers is None else pictures.parse_layers(layers)
     names, settings = pictures.available_layers(face, names, settings)
@@ -134,7 +172,6 @@ def render_images(
     if cut is None:
         refuse_shape_options("--layers shape")
     folder = make_folder(out)
-    cameras = Camera.cat([face.camera(pitch, yaw, fov) for pitch, yaw in views])
     heads = heads_of(face, seeds, psi, truncation_cutoff, latents)
     if fast:
         face = hastened(face, precision, next(iter(heads.values())), settings)
@@ -145,7 +182,7 @@ def render_images(
         save_png(path, pictures.stack_rows(list(grid.values())))
         if "mask" in names:
             front = face.render(codes, cameras[len(cameras) // 2], settings=settings)
-            save_label_png(folder / f"labels_{seed}.png", face.label_map(front)[0].cpu())
+            save_label_png(folder / f"labels_{seed}.png", face.label_map(front)[0].cpu(), face.palette)
         if save_latents:
             save_codes(folder / f"codes_{seed}.safetensors", codes, face.method)
         click.echo(str(path))
@@ -180,6 +217,7 @@ def render_images(
 @click.option("--fps", type=click.FloatRange(1), default=25.0, show_default=True, help="Frames per second.")
 @truncation_options(0.5)
 @click.option("--fov", type=float, default=None, help="Full field of view in degrees. [default: as trained]")
+@region_options
 @click.option("--zoom", is_flag=True, help="Let the front path zoom, as the originals do.")
 @click.option("--layers", default=None, help=f"Side by side: {LAYERS}. [default: image, mask, blend, depth]")
 @click.option("--frames/--no-frames", default=False, help="Also write every frame as PNG.")
@@ -187,7 +225,7 @@ def render_images(
     "--latents",
     type=click.Path(path_type=Path),
     multiple=True,
-    help="Files of codes instead of seeds; give it once per head.",
+    help="Files of codes or session folders instead of seeds; give it once per head.",
 )
 @click.option("--save-latents", is_flag=True, help="Also write the codes (.safetensors).")
 @click.option("--reference", is_flag=True, help="Mix factors and zoom of the original's paths.")
@@ -197,8 +235,9 @@ def render_images(
 @device_option
 @friendly
 def render_video(
-    model, seeds, out, latent_type, trajectory, num_frames, w_frames, grid, fps, psi, truncation_cutoff, fov, zoom,
-    layers, frames, latents, save_latents, reference, shapes, voxel_resolution, cube_size, level, image_size,
+    model, seeds, out, latent_type, trajectory, num_frames, w_frames, grid, fps, psi, truncation_cutoff,
+    double_truncation, fov, semantics, semantics_mode, zoom, layers, frames, latents, save_latents, reference, shapes,
+    voxel_resolution, cube_size, level, image_size,
     ray_step_multiplier, fill_color, lock_view_dependence, max_points, fast, precision, device,
 ):  # fmt: skip
     """A video along a camera path while heads blend into each other.
@@ -227,6 +266,7 @@ def render_video(
         parse_formats(shapes), voxel_resolution or FILE_RESOLUTION, cube_size, level, min(max_points, MAX_POINTS)
     )  # fmt: skip
     face = open_model(model, device, fill_color=fill_color)
+    face = showing(truncated(face, double_truncation, latents), semantics, semantics_mode)
     if latent_type in ("geo", "app") and latent_type not in face.generator.latent_spec:
         raise UserError(f"--latent-type {latent_type}: this {face.method} model has one code for all; use both or non")
     settings = sized_settings(face, image_size, ray_step_multiplier, lock_view_dependence, max_points)
@@ -267,30 +307,49 @@ def render_video(
     "formats",
     default="ply",
     show_default=True,
-    help="ply, obj, glb (with vertex colours), mrc (raw density); several with commas.",
+    help="ply, obj, glb (with vertex colours), mrc (raw density, signed distance of StyleSDF and CNeRF); several with "
+    "commas.",
 )
 @shape_options
 @truncation_options(0.5)
 @click.option("--latents", type=click.Path(path_type=Path), default=None, help="Codes from a file instead of seeds.")
+@click.option(
+    "--region",
+    "regions",
+    default=None,
+    help="A mesh of each of these regions instead of the whole head (<seed>_<region>): eye,nose or all (CNeRF).",
+)
+@click.option(
+    "--aligned",
+    is_flag=True,
+    help="Cut along the rays of the frontal camera and resampled to a box, as StyleSDF does. [default: world axes]",
+)
 @click.option(
     "--turntable",
     type=click.IntRange(1),
     default=None,
     help="Also a film of so many frames in which the mesh turns once (<seed>_turn.mp4).",
 )
-@click.option("--reference-lattice", is_flag=True, help="The original's sheared lattice, for comparison.")
+@click.option(
+    "--reference-lattice",
+    is_flag=True,
+    help="The original's places, for comparison: pi-GAN's sheared lattice, StyleSDF's skewed box (--aligned).",
+)
 @click.option(
     "--max-points", type=click.IntRange(1), default=MAX_POINTS, show_default=True, help="Field evaluations at a time."
 )
 @device_option
 @friendly
 def extract_mesh(
-    model, seeds, out, formats, voxel_resolution, cube_size, level, psi, truncation_cutoff, latents, turntable,
-    reference_lattice, max_points, device,
+    model, seeds, out, formats, voxel_resolution, cube_size, level, psi, truncation_cutoff, double_truncation, latents,
+    regions, aligned, turntable, reference_lattice, max_points, device,
 ):  # fmt: skip
     """The surface of a head as a mesh with vertex colours, or its density as a volume."""
+    from facelab.errors import UserError
     from facelab.files import make_folder
 
+    if aligned and cube_size is not None:
+        raise UserError("--aligned cuts out what the camera sees, expected it without --cube-size; drop one of them")
     kinds = parse_formats(formats)
     options = ShapeOptions(
         kinds,
@@ -300,9 +359,30 @@ def extract_mesh(
         max_points,
         reference_lattice or None,
         turntable or 0,
+        aligned,
     )
-    face = open_model(model, device)
+    face = truncated(open_model(model, device), double_truncation, latents)
+    parts = {"": face}
+    if regions is not None:
+        names = face.region_names if regions.strip() == "all" and face.region_names else named_regions(face, regions)
+        parts = {f"_{name}": face.only([name], carve=True) for name in names}
     folder = make_folder(out)
     for seed, codes in heads_of(face, seeds, psi, truncation_cutoff, latents).items():
-        for path in write_shapes(face, codes, folder, str(seed), options):
-            click.echo(str(path))
+        for suffix, part in parts.items():
+            for path in _shape_files(part, codes, folder, f"{seed}{suffix}", options, regions):
+                click.echo(str(path))
+
+
+def _shape_files(
+    face: Any, codes: Any, folder: Path, name: str, options: ShapeOptions, regions: str | None
+) -> list[Path]:
+    """:func:`write_shapes`; of all regions, those without a surface are passed over with a line."""
+    from facelab.errors import NoSurface
+
+    try:
+        return write_shapes(face, codes, folder, name, options)
+    except NoSurface as error:
+        if regions is None or regions.strip() != "all":
+            raise
+        click.echo(f"{name}: {error}", err=True)
+        return []

@@ -21,25 +21,34 @@ SUPERSAMPLE = 2  # of shaded pictures, for smooth outlines
 
 @dataclass(frozen=True)
 class ShapeOptions:
-    """How shapes are cut out of a density.
+    """How shapes are cut out of a field.
 
     Attributes:
         kinds: some of :data:`FORMATS`.
         resolution: lattice points per side.
         cube_size: side of the cube around the origin in scene units, None: what holds a head.
-        level: density of the surface.
+        level: density or signed distance of the surface, None: the usual one.
         max_points: field evaluations at a time.
         sheared: the original's lattice; None: as configured.
         turn: frames of a film of the turning mesh, 0: none.
+        aligned: along the rays of the frontal camera, signed distances only.
     """
 
     kinds: tuple[str, ...]
     resolution: int
     cube_size: float | None
-    level: float
+    level: float | None
     max_points: int = MAX_POINTS
     sheared: bool | None = None
     turn: int = 0
+    aligned: bool = False
+
+    def cut(self, face: Any, codes: Any, colored: bool = True) -> Any:
+        """The mesh of one head. UserError where the field never crosses the level."""
+        return face.extract_mesh(
+            code=codes, resolution=self.resolution, cube_size=self.cube_size, level=self.level,
+            max_points=self.max_points, reference_lattice=self.sheared, colored=colored, aligned=self.aligned,
+        )  # fmt: skip
 
 
 def shape_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -54,7 +63,12 @@ def shape_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--cube-size", type=float, default=None, help="Side of the cube, scene units. [default: what holds a head]"
         ),
-        click.option("--level", type=float, default=10.0, show_default=True, help="Density of the surface."),
+        click.option(
+            "--level",
+            type=float,
+            default=None,
+            help="On the surface. [default: density 10; signed distance 0 of StyleSDF and CNeRF]",
+        ),
     ):
         function = option(function)
     return function
@@ -85,8 +99,9 @@ def write_shapes(face: Any, codes: Any, folder: Path, name: str, options: ShapeO
     """One head (codes of one scene) as ``<name>.<kind>`` for each kind and perhaps ``<name>_turn.mp4``; returns the paths.
 
     Raises:
-        UserError: the density never crosses the level; names its range.
+        UserError: the field never crosses the level; names its range.
     """
+    from facelab.errors import UserError
     from facelab.mesh.io import save_mesh, save_mrc
     from facelab.mesh.marching_cubes import Lattice, sample_volume
 
@@ -95,19 +110,20 @@ def write_shapes(face: Any, codes: Any, folder: Path, name: str, options: ShapeO
     meshes = [path for path in paths if path.suffix != ".mrc"]
     turned: list[Path] = []
     if meshes or options.turn:
-        mesh = face.extract_mesh(
-            code=codes, resolution=options.resolution, cube_size=cube_size, level=options.level,
-            max_points=options.max_points, reference_lattice=options.sheared,
-        )  # fmt: skip
+        mesh = options.cut(face, codes)
         for path in meshes:
             save_mesh(path, mesh)
         if options.turn:
             turned = [folder / f"{name}_turn.mp4"]
             write_turn(face, mesh, turned[0], options.turn)
     if len(meshes) < len(paths):
-        sheared = face.config.reference.sheared_lattice if options.sheared is None else options.sheared
-        lattice = Lattice(options.resolution, cube_size, sheared)
-        volume = sample_volume(face.density(codes), lattice, options.max_points, face.device)
+        field = face.head_field(codes)
+        if options.aligned or (field.is_distance and options.sheared):
+            raise UserError("mrc holds a lattice in world axes, expected ply, obj or glb with what is cut along rays")
+        configured = getattr(face.config.reference, "sheared_lattice", False)
+        lattice = Lattice(options.resolution, cube_size, configured if options.sheared is None else options.sheared)
+        values = field.surface().values
+        volume = sample_volume(values, lattice, options.max_points, face.device)
         save_mrc(folder / f"{name}.mrc", volume, lattice.voxel_size, lattice.origin)
     return paths + turned
 
@@ -142,18 +158,11 @@ class ShapePictures:
 
     @staticmethod
     def of(face: Any, codes: Any, options: ShapeOptions) -> ShapePictures:
-        """The heads of N scenes' codes. UserError where the density never crosses the level."""
+        """The heads of N scenes' codes. UserError where the field never crosses the level."""
         from facelab.mesh.shading import Surface
 
-        cube_size = face.head_cube if options.cube_size is None else options.cube_size
-        surfaces = []
-        for number in range(len(codes)):
-            mesh = face.extract_mesh(
-                code=codes[number], resolution=options.resolution, cube_size=cube_size, level=options.level,
-                max_points=options.max_points, reference_lattice=options.sheared, colored=False,
-            )  # fmt: skip
-            surfaces.append(Surface.of(mesh, face.device))
-        return ShapePictures(surfaces, face.depth_range)
+        meshes = [options.cut(face, codes[number], colored=False) for number in range(len(codes))]
+        return ShapePictures([Surface.of(mesh, face.device) for mesh in meshes], face.depth_range)
 
     def picture(self, camera: Any, size: int) -> Any:
         """(N, 3, size, size) uint8 on the CPU: every head from the first camera, from the second ..."""

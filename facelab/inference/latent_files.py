@@ -1,5 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Codes on disk: our ``.safetensors``, and the ``.pth`` dictionaries of FENeRF's scripts."""
+"""Codes on disk: our ``.safetensors``, session folders with one, and the ``.pth`` dictionaries of FENeRF's scripts.
+
+A file of ours holds a tensor (N, ...) for each code of the generator by its name; one for each name of
+``generator.average_codes()``, and perhaps some of ``generator.optional_codes`` (name -> shape without N). Its header
+says ``format`` facelab-codes, ``method``, and ``names``. The folder of an inversion or edit keeps the codes of its
+result as ``latents.safetensors``.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +21,11 @@ from facelab.files import atomic_path
 from facelab.generator import Codes
 
 FORMAT = "facelab-codes"
+SESSION_FILE = "latents.safetensors"
 
 
 def save_codes(path: str | Path, codes: Codes, method: str) -> None:
-    """Write codes (N, 2, width each) as safetensors, atomically."""
+    """Write codes (N, ...) as safetensors, atomically."""
     from safetensors.torch import save_file
 
     tensors = {name: value.detach().cpu().contiguous() for name, value in codes.values.items()}
@@ -27,14 +34,18 @@ def save_codes(path: str | Path, codes: Codes, method: str) -> None:
 
 
 def read_codes(path: str | Path, generator: Any) -> Codes:
-    """Read codes of our format or of FENeRF's ``freq_phase_offset_*.pth`` for a generator.
+    """Read codes of our format or of FENeRF's ``freq_phase_offset_*.pth`` for a generator, on its device.
+
+    Args:
+        path: a file, or a session folder.
 
     Raises:
         UserError: missing, damaged, another kind of file, or codes of another width.
     """
     path = Path(path)
+    path = path / SESSION_FILE if path.is_dir() else path
     if not path.is_file():
-        raise UserError(f"no codes at {path}: expected a .safetensors or .pth file; check the path")
+        raise UserError(f"no codes at {path}: expected a .safetensors or .pth file, or a session folder; check the path")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -48,15 +59,17 @@ def read_codes(path: str | Path, generator: Any) -> Codes:
         raise UserError(
             f"{path} cannot be read as codes ({type(error).__name__}); expected a file of --save-latents"
         ) from error
-    for name, average in generator.average_codes().values.items():
+    needed = {name: tuple(average.shape[1:]) for name, average in generator.average_codes().values.items()}
+    optional = {name: shape for name, shape in getattr(generator, "optional_codes", {}).items() if name in values}
+    for name, shape in {**needed, **optional}.items():
         got = tuple(values[name].shape[1:]) if name in values else None
-        if got != tuple(average.shape[1:]):
+        if got != shape:
             raise UserError(
-                f"{path} does not fit this generator: expected codes '{name}' of shape (N, *{tuple(average.shape[1:])}), "
+                f"{path} does not fit this generator: expected codes '{name}' of shape (N, *{shape}), "
                 f"got {'none' if got is None else f'(N, *{got})'}; were they made with another model?"
             )
     device = next(generator.parameters()).device
-    return Codes({name: values[name].float().to(device) for name in generator.average_codes().values})
+    return Codes({name: values[name].float().to(device) for name in (*needed, *optional)})
 
 
 def _from_original(data: Any) -> dict[str, Tensor]:

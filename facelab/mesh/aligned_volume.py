@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from facelab.cameras.camera import Camera
-from facelab.errors import UserError
+from facelab.errors import NoSurface
 from facelab.mesh.depth_mesh import merge_equal_vertices
 from facelab.mesh.io import Mesh
 
@@ -132,7 +132,7 @@ def aligned_mesh(
     values = np.ascontiguousarray(aligned.detach().cpu().float().permute(1, 0, 2).numpy())  # column, row, depth
     low, high = float(values.min()), float(values.max())
     if not low < level < high:
-        raise UserError(
+        raise NoSurface(
             f"no surface at level {level:g}: the volume goes from {low:.4g} to {high:.4g}; choose a level between"
         )
     vertices, faces, _, _ = marching_cubes(values, level)

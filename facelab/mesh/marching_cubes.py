@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from facelab.errors import UserError
+from facelab.errors import NoSurface, UserError
 from facelab.mesh.io import Mesh
 
 PointFunction = Callable[[Tensor], Tensor]
@@ -142,7 +142,7 @@ def mesh_from_volume(
 
     low, high = float(volume.min()), float(volume.max())
     if not low < level < high:
-        raise UserError(
+        raise NoSurface(
             f"no surface at level {level:g}: the field goes from {low:.4g} to {high:.4g} "
             f"in the cube of side {lattice.cube_size:g}; choose a level between, or another cube size"
         )

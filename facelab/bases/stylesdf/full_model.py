@@ -139,6 +139,10 @@ class FullGenerator(SdfGenerator):
             {**plain.parts, "styles": codes.values["styles"], "noise": self._noise(noise, len(codes))}, plain.count
         )
 
+    def with_noise(self, scene: Scene, draws: Draws) -> Scene:
+        """The scene with new noise maps for each picture: those of one head from several cameras differ (reference)."""
+        return scene.replace(noise=("random", draws))
+
     def _noise(self, noise: SceneNoise, count: int) -> tuple[NoiseMode, Mapping[str, Tensor]]:
         if isinstance(noise, Draws):
             return "const", draw_noise(self.decoder, count, noise)
@@ -183,9 +187,11 @@ class FullGenerator(SdfGenerator):
         wanted = self.config.decoder.in_resolution
         if features.shape[-1] != wanted:
             raise ValueError(f"the decoder reads renderings of {wanted} pixels, got {features.shape[-1]}")
-        mode, maps = scene.parts["noise"]
+        mode, source = scene.parts["noise"]
         styles = scene.parts["styles"].expand(len(features), -1, -1)
-        return self.decoder(features, styles, noise_mode=mode, noise_maps=maps).rgb
+        if mode == "random":
+            return self.decoder(features, styles, noise_mode=mode, draws=source).rgb
+        return self.decoder(features, styles, noise_mode=mode, noise_maps=source).rgb
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator) -> None:

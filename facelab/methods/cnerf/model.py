@@ -24,7 +24,7 @@ from facelab.generator import Codes, GeneratorOutput, Scene, sample_latents
 from facelab.methods.cnerf import mixing
 from facelab.methods.cnerf.field import BoundCNerf, CNerfField, CNerfFieldConfig
 from facelab.methods.cnerf.fusion import Subset
-from facelab.methods.cnerf.regions import parse_regions, region_names
+from facelab.methods.cnerf.regions import parse_regions, region_names, region_palette
 from facelab.nn.film import StyleMapping
 from facelab.nn.skip_decoder import SkipDecoder, SkipDecoderConfig
 from facelab.nn.stylegan2.layers import EqualizedConv2d
@@ -104,6 +104,16 @@ class CNerfGenerator(nn.Module):
     def region_names(self) -> tuple[str, ...]:
         """Names of the K regions in the order of the channels."""
         return region_names(self.config.field.regions)
+
+    @property
+    def palette(self) -> tuple[tuple[int, int, int], ...]:
+        """Colour of each region in pictures of the segmentation, 0..255."""
+        return region_palette(self.config.field.regions)
+
+    @property
+    def optional_codes(self) -> dict[str, tuple[int, ...]]:
+        """Codes that a head may have besides those of :meth:`average_codes`, with their shapes without N."""
+        return {TRUNCATION: (1,)}
 
     # ------------------------------------------------------------ codes
 
@@ -197,8 +207,8 @@ class CNerfGenerator(nn.Module):
         parts = {"styles": styles, "ws": ws, "noise": (mode, maps), "subset": None, "base_gradient": False}
         return Scene(parts, len(codes))
 
-    def only(self, scene: Scene, regions: str | Iterable[str | int], carve: bool | None = None) -> Scene:
-        """The scene with some regions only.
+    def subset(self, regions: str | Iterable[str | int], carve: bool | None = None) -> Subset:
+        """Some regions of a head, for the part ``subset`` of its scene.
 
         Args:
             regions: names (``"eye,nose"``).
@@ -208,9 +218,12 @@ class CNerfGenerator(nn.Module):
         Raises:
             UserError: an unknown region, with the nearest name.
         """
-        channels = parse_regions(regions, self.region_names)
         carved = not self.config.features_only if carve is None else carve
-        return scene.replace(subset=Subset(channels, carved))
+        return Subset(parse_regions(regions, self.region_names), carved)
+
+    def only(self, scene: Scene, regions: str | Iterable[str | int], carve: bool | None = None) -> Scene:
+        """The scene with some regions only, see :meth:`subset`."""
+        return scene.replace(subset=self.subset(regions, carve))
 
     def field(self, scene: Scene, count: int | None = None, *, features: bool = False) -> BoundCNerf:
         """The field of a scene: values, signed distances and their gradients at points; a subset counts.

@@ -12,6 +12,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Sequence
 
+from facelab.data.regions import REGION_PALETTE
 from facelab.data.regions import REGIONS as NAMES  # the classes of each, and colours, stand there too
 from facelab.errors import UserError, nearest
 
@@ -40,6 +41,17 @@ def region_names(count: int = len(NAMES)) -> tuple[str, ...]:
     (('mouth', 'brow'), ('region_0', 'region_1'))
     """
     return NAMES if count == len(NAMES) else tuple(f"region_{i}" for i in range(count))
+
+
+def region_palette(count: int = len(NAMES)) -> tuple[tuple[int, int, int], ...]:
+    """Colours of ``count`` regions: the original's nine, after which they begin again, half as bright each time.
+
+    >>> region_palette(2)
+    ((0, 0, 0), (239, 234, 90))
+    """
+    rounds = range(-(-count // len(REGION_PALETTE)))
+    colors = [(r >> turn, g >> turn, b >> turn) for turn in rounds for r, g, b in REGION_PALETTE]
+    return tuple(colors[:count])
 
 
 def region_index(region: str | int, names: Sequence[str] = NAMES) -> int:
