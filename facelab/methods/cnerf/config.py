@@ -169,11 +169,10 @@ class SphereConfig:
     """First steps of the first stage: the base shape becomes a sphere."""
 
     steps: int = 10_000  # 0: no_sphere_init
-    lr: float | None = None  # null = optim.volume_generator_lr
 
     def __post_init__(self) -> None:
-        if self.steps < 0 or (self.lr is not None and self.lr < 0):
-            raise ValueError(f"sphere.steps and lr must not be negative, got {self.steps} and {self.lr}")
+        if self.steps < 0:
+            raise ValueError(f"sphere.steps must be 0 or more, got {self.steps}")
 
 
 @dataclass(frozen=True)
@@ -195,7 +194,6 @@ class ReferenceConfig:
     lopsided_brows: bool = False
     sum_chunks: bool = False
     strided_groups: bool = False
-    stale_buffers: bool = False
 
 
 DEVIATIONS = [
@@ -226,7 +224,7 @@ DEVIATIONS = [
     *(
         entry
         for entry in training.volume_deviations("cnerf")
-        if entry.switch in ("sum_chunks", "strided_groups", "stale_buffers")
+        if entry.switch in ("sum_chunks", "strided_groups")
     ),
 ]
 
