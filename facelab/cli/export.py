@@ -59,7 +59,7 @@ def export(
     """Write a single-file model of a run.
 
     It holds the averaged generator as ``ema`` (whichever of the run's generators was chosen) and, on request, every
-    ``d_*``. Its ``config`` is that in force at the checkpoint's step; ``staged_config`` is the whole curriculum, with
+    discriminator. Its ``config`` is that in force at the checkpoint's step; ``staged_config`` is the whole curriculum, with
     its list of stages; ``training`` says how long it took, by the run's ``log.jsonl``; ``exported`` what rounding
     the weights does to pictures, see :func:`picture_change`.
 
@@ -76,11 +76,11 @@ def export(
     found = find_checkpoint(run)
     stored = load_checkpoint(found, with_state=False)
     if weights not in stored.weights:
-        has = ", ".join(sorted(name for name in stored.weights if not name.startswith("d_")))
+        has = ", ".join(sorted(name for name in stored.weights if not is_discriminator(name)))
         raise UserError(f"{run} has no weights '{weights}' to export, it has {has or 'no generator at all'}")
     groups: dict[str, Mapping[str, Tensor]] = {"ema": stored.weights[weights]}
     if with_discriminators:
-        judges = {name: state for name, state in stored.weights.items() if name.startswith("d_")}
+        judges = {name: state for name, state in stored.weights.items() if is_discriminator(name)}
         if not judges:
             raise UserError(f"{run} holds no discriminators, only {', '.join(sorted(stored.weights))}")
         groups |= judges
@@ -107,6 +107,11 @@ def export(
     return export_model(target, groups, meta, kind)
 
 
+def is_discriminator(name: str) -> bool:
+    """Whether a network of a run judges pictures, by its name."""
+    return name == "discriminator" or name.startswith("d_")
+
+
 def _mirrored(groups: Mapping[str, Mapping[str, Tensor]], field: Any) -> dict[str, Mapping[str, Tensor]]:
     """The weights with depth turned inside out, pose heads with them; the code averages stay as they are."""
     from facelab.bases.pigan.hollow import mirror_depth_of_field, mirror_pose_head
@@ -115,7 +120,7 @@ def _mirrored(groups: Mapping[str, Mapping[str, Tensor]], field: Any) -> dict[st
         generator = mirror_depth_of_field(groups["ema"], field)
     except ValueError as error:
         raise UserError(f"--mirror-depth: {error}") from error
-    judges = {name: mirror_pose_head(state) for name, state in groups.items() if name.startswith("d_")}
+    judges = {name: mirror_pose_head(state) for name, state in groups.items() if is_discriminator(name)}
     return {"ema": generator, **judges}
 
 

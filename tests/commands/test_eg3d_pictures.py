@@ -12,9 +12,11 @@ import pytest
 import torch
 
 import facelab
+from facelab.checkpoints.format import load_checkpoint
+from facelab.cli.export import export
 from facelab.errors import UserError
 from facelab.mesh.io import load_mesh
-from tests.commands.running import invoke, succeed
+from tests.commands.running import invoke, succeed, train
 
 
 def test_the_interface_knows_its_cameras(eg3d_run: Path) -> None:
@@ -82,3 +84,13 @@ def test_fast_labels(tmp_path: Path) -> None:
     succeed("render_images", "fenerf_synthetic_64", "--seeds", "1", "--image-size", 16, "--ray-step-multiplier", 1,
             "--layers", "image,mask", "--yaws", "0", "--fast", "--out", tmp_path, "--device", "cpu")  # fmt: skip
     assert (tmp_path / "labels_1.png").exists()
+
+
+def test_exported_with_its_discriminator_it_trains_on(eg3d_run: Path, tmp_path: Path) -> None:
+    model = export(eg3d_run, tmp_path / "model", dtype="fp32", with_discriminators=True)
+    assert set(load_checkpoint(model).weights) == {"ema", "discriminator"}
+    train(tmp_path / "on", "--init-from", model, "--max-steps", 1, method="eg3d")
+    judge = load_checkpoint(eg3d_run).weights["discriminator"]
+    after = load_checkpoint(tmp_path / "on").weights["discriminator"]
+    moved = max(float((after[k] - v).abs().max()) for k, v in judge.items())
+    assert 0 < moved < 0.02  # one step of Adam away
