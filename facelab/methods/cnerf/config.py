@@ -221,11 +221,7 @@ DEVIATIONS = [
         "the original widens the brows of the data by an even square, one pixel up and left but two down and right; ours "
         "by a symmetric one",
     ),
-    *(
-        entry
-        for entry in training.volume_deviations("cnerf")
-        if entry.switch in ("sum_chunks", "strided_groups")
-    ),
+    *(entry for entry in training.volume_deviations("cnerf") if entry.switch in ("sum_chunks", "strided_groups")),
 ]
 
 
