@@ -179,9 +179,26 @@ class StyleSdf:
                 "stage full starts from a trained stage volume: say --init-from with its run folder, a checkpoint, a "
                 "converted model or an official file"
             )
-        stored = open_stored(config.init_from, self.name, StyleSdfConfig, _read_original)
+        stored = self.stored(config.init_from)
         check_same(config.init_from, stored.config, config, SHARED)
         return stored
+
+    def stored(self, path: str | Path) -> Stored:
+        """A StyleSDF generator of either stage from a file; its best weights. UserError as :func:`open_stored`."""
+        return open_stored(path, self.name, StyleSdfConfig, _read_original)
+
+    @staticmethod
+    def inherited(config: Any, discriminator: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Settings that fine-tuning takes from the file: those of the architecture, and the cameras unless stated.
+
+        Args:
+            config: that of the model to start from.
+            discriminator: whether its weights are taken too.
+        """
+        firm = ("model", *(name for name in SHARED if not name.startswith("model.")))
+        if discriminator:
+            firm += ("discriminator.channel_max",)
+        return firm, ("view.distribution", "view.azimuth", "view.elevation")
 
     # ---------------------------------------------------------------- use
 

@@ -139,7 +139,6 @@ class ReferenceConfig:
     strided_groups: bool = False
     double_truncation: bool = False
     random_inference: bool = False
-    stale_buffers: bool = False
     skewed_shapes: bool = False
 
 
@@ -168,12 +167,6 @@ def volume_deviations(method: str) -> list[Deviation]:
             method,
             "random_inference",
             "the original draws new noise maps for each picture, views of a head differ; ours are the stored ones",
-        ),
-        Deviation(
-            method,
-            "stale_buffers",
-            "the original's averaged generator keeps the noise maps of its own first moment; ours has those of the "
-            "trained one",
         ),
         Deviation(
             method,
