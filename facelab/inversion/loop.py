@@ -1,0 +1,303 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The optimisation of codes (and noise maps, and cameras) against a :class:`~facelab.inversion.problem.Problem`.
+
+Codes are a fixed start plus an offset that begins at 0. The state of each photo is a dictionary of tensors that can be
+written and read back; going on from it gives the numbers of an uninterrupted run.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from facelab.cameras import Camera
+from facelab.errors import UserError, nearest
+from facelab.generator import Codes
+from facelab.inversion.noise import normalise_noise
+from facelab.inversion.problem import Moment, Problem
+from facelab.inversion.schedules import ramped_rate
+
+STEP, BEST_LOSS, VIEW = "step", "best_loss", "view"
+MOMENTS = (("value", None), ("first", "exp_avg"), ("second", "exp_avg_sq"))  # in files, in Adam's state
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class InversionSettings:
+    """How a :class:`Inversion` goes.
+
+    Attributes:
+        steps: in all.
+        rate: step -> learning rate of the codes; None: :func:`ramped_rate` from 0.01.
+        noise_factor, view_factor: factors on it for noise maps and views.
+        betas, weight_decay: Adam's; the decay pulls offsets to 0.
+        perturbation: (step, name of a code) -> scale of normal noise added to that code, the same for every photo.
+        keep_best: the result is the state of the lowest total loss, over the steps without perturbation; off: the
+            last one.
+    """
+
+    steps: int = 500
+    rate: Callable[[int], float] | None = None
+    noise_factor: float = 1.0
+    view_factor: float = 1.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    perturbation: Callable[[int, str], float] | None = None
+    keep_best: bool = True
+
+    def rate_at(self, step: int) -> float:
+        """Learning rate of the codes."""
+        return ramped_rate(step, self.steps, 0.01) if self.rate is None else self.rate(step)
+
+
+@dataclass(frozen=True)
+class Report:
+    """One step: its number, the total loss (N,), each term (N,) unweighted, and what was rendered; all detached."""
+
+    step: int
+    total: Tensor
+    parts: dict[str, Tensor]
+    moment: Moment
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What was found for N photos: codes, noise maps, cameras, and the (N, P) numbers of the views if they moved."""
+
+    codes: Codes
+    noise: dict[str, Tensor]
+    camera: Camera
+    view: Tensor | None
+    total: Tensor
+    parts: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Stage:
+    """Adam over named tensors, with a state that can be stored. Subclasses say what a step is."""
+
+    def __init__(self, variables: Mapping[str, Tensor], steps: int, betas: tuple[float, float], decay: float) -> None:
+        self.variables = dict(variables)
+        self.steps = steps
+        self.step = 0
+        groups = [{"params": [value], "name": name} for name, value in self.variables.items()]
+        self.optimizer = torch.optim.Adam(groups, lr=0.0, betas=betas, weight_decay=decay)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps were made."""
+        return self.step >= self.steps
+
+    def _descend(self, total: Tensor, rate: Callable[[str], float]) -> None:
+        """Back-propagate the sum and take one step; ``rate`` is the learning rate by name."""
+        if not bool(torch.isfinite(total).all()):
+            raise UserError(f"the loss is not finite at step {self.step}; expected a number, try a lower learning rate")
+        self.optimizer.zero_grad(set_to_none=True)
+        total.sum().backward()
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate(group["name"])
+            for value in group["params"]:
+                value.grad = torch.zeros_like(value) if value.grad is None else value.grad
+        self.optimizer.step()
+        self.step += 1
+
+    def _moments(self) -> State:
+        """Values and Adam's moments by name."""
+        found: State = {}
+        for name, value in self.variables.items():
+            kept = self.optimizer.state.get(value, {})
+            for kind, theirs in MOMENTS:
+                found[f"{kind}/{name}"] = (
+                    value.detach() if theirs is None else kept.get(theirs, torch.zeros_like(value))
+                )
+        return found
+
+    @torch.no_grad()
+    def _restore_moments(self, state: Mapping[str, Tensor], step: int) -> None:
+        for name, value in self.variables.items():
+            read = {kind: _fitting(state, f"{kind}/{name}", value) for kind, _ in MOMENTS}
+            value.copy_(read["value"])
+            self.optimizer.state[value] = {
+                "step": torch.tensor(float(step)),
+                "exp_avg": read["first"].clone(),
+                "exp_avg_sq": read["second"].clone(),
+            }
+        self.step = step
+
+
+class Inversion(Stage):
+    """Finds codes for N photos.
+
+    Args:
+        problem: what is wanted.
+        start: codes (1 or N, ...) to start from.
+        settings: how.
+        free: names of the codes that move; None: all.
+        shared: names of codes (N, L, W) whose L vectors move as one (a W space).
+        noise: maps to optimise, (H, W) or (N, 1, H, W) by layer; what the generator's ``scene`` takes as noise.
+        move_view: also find the cameras; the problem then has ``make_camera`` and ``start_view``.
+
+    Raises:
+        UserError: an unknown code. ValueError: views without what makes cameras of them.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        start: Codes,
+        settings: InversionSettings | None = None,
+        *,
+        free: Collection[str] | None = None,
+        shared: Collection[str] = (),
+        noise: Mapping[str, Tensor] | None = None,
+        move_view: bool = False,
+    ) -> None:
+        self.problem, self.settings = problem, settings or InversionSettings()
+        count = len(problem.target)
+        self.start = start.map(lambda v: v.detach().expand(count, *v.shape[1:]).clone())
+        for name in [*(free or ()), *shared]:
+            if name not in self.start.values:
+                known = self.start.values
+                raise UserError(f"no code '{name}', expected some of {', '.join(known)}.{nearest(name, known)}")
+        variables = {}
+        for name, value in self.start.values.items():
+            if free is None or name in free:
+                shape = (count, 1, *value.shape[2:]) if name in shared else value.shape
+                variables[f"code/{name}"] = value.new_zeros(shape).requires_grad_()
+        for name, value in (noise or {}).items():
+            whole = value.detach().reshape(-1, 1, *value.shape[-2:]).expand(count, 1, *value.shape[-2:])
+            variables[f"noise/{name}"] = whole.clone().requires_grad_()
+        if move_view:
+            if problem.make_camera is None or problem.start_view is None:
+                raise ValueError("to move views, the problem needs make_camera and start_view")
+            variables[VIEW] = torch.zeros_like(problem.start_view).requires_grad_()
+        super().__init__(variables, self.settings.steps, self.settings.betas, self.settings.weight_decay)
+        self.best: State = {name: value.detach().clone() for name, value in variables.items()}
+        self.best_loss = problem.target.picture.new_full((count,), torch.inf)
+
+    def advance(self) -> Report:
+        """One step. UserError where the loss is not finite."""
+        step, scale = self.step, self.settings.perturbation
+        scales = {name: 0.0 if scale is None else scale(step, name) for name in self.start.values}
+        moment = self._moment(self.variables, scales)
+        total, parts = self.problem.losses(moment)
+        if not any(scales.values()):
+            self._remember(total.detach())
+        rate = self.settings.rate_at(step)
+        factors = {"noise": self.settings.noise_factor, VIEW: self.settings.view_factor}
+        self._descend(total, lambda name: rate * factors.get(name.partition("/")[0], 1.0))
+        for name, value in self.variables.items():
+            if name.startswith("noise/"):
+                normalise_noise(value.detach())
+        return Report(step, total.detach(), {k: v.detach() for k, v in parts.items()}, moment)
+
+    @torch.no_grad()
+    def solution(self) -> Solution:
+        """What was found so far: of each photo the best step, the present one included (or the present one alone)."""
+        chosen = {name: value.detach() for name, value in self.variables.items()}
+        total, parts = self._judge(chosen)
+        if self.settings.keep_best:
+            better = total <= self.best_loss
+            chosen = {name: _where(better, value, self.best[name]) for name, value in chosen.items()}
+            total, parts = self._judge(chosen)
+        moved = chosen.get(VIEW)
+        view = None if moved is None or self.problem.start_view is None else self.problem.start_view + moved
+        codes, noise = self._codes(chosen), _named(chosen, "noise/")
+        return Solution(codes, {k: v.clone() for k, v in noise.items()}, self.problem.camera(moved), view, total, parts)
+
+    def state(self, photo: int) -> State:
+        """Everything of one photo, on the CPU."""
+        tensors = {**self._moments(), **{f"best/{name}": value for name, value in self.best.items()}}
+        found = {name: value[photo : photo + 1].detach().cpu().clone() for name, value in tensors.items()}
+        found[BEST_LOSS] = self.best_loss[photo : photo + 1].cpu().clone()
+        return {**found, STEP: torch.tensor([self.step])}
+
+    @torch.no_grad()
+    def restore(self, states: Sequence[Mapping[str, Tensor]]) -> None:
+        """Go on from the states of the N photos. UserError where they do not fit, or stand at different steps."""
+        steps = {int(_fitting(state, STEP, torch.zeros(1, dtype=torch.int64))) for state in states}
+        if len(steps) != 1 or len(states) != len(self.problem.target):
+            raise UserError(f"states of {len(states)} photos at steps {sorted(steps)} cannot go on side by side")
+        for state in states:
+            for name, value in {**self._moments(), **{f"best/{k}": v for k, v in self.best.items()}}.items():
+                _fitting(state, name, value[:1])
+        joint = {name: torch.cat([state[name] for state in states]) for name in states[0] if name != STEP}
+        self._restore_moments(joint, steps.pop())
+        for name, value in self.best.items():
+            value.copy_(joint[f"best/{name}"])
+        self.best_loss.copy_(_fitting(joint, BEST_LOSS, self.best_loss))
+
+    def _codes(self, variables: Mapping[str, Tensor], scales: Mapping[str, float] | None = None) -> Codes:
+        draws = self.problem.draws.at(step=self.step, phase="perturb")
+        values = {}
+        for name, value in self.start.values.items():
+            offset = variables.get(f"code/{name}")
+            if scales is not None and scales[name]:
+                noise = draws.normal(f"perturb/{name}", (1, *value.shape[1:]))
+                value = value + scales[name] * noise.to(value)
+            values[name] = value if offset is None else value + offset
+        return Codes(values)
+
+    def _moment(self, variables: Mapping[str, Tensor], scales: Mapping[str, float] | None = None) -> Moment:
+        codes = self._codes(variables, scales)
+        offsets = {
+            name: variables[f"code/{name}"].expand_as(value) if f"code/{name}" in variables else torch.zeros_like(value)
+            for name, value in self.start.values.items()
+        }
+        camera = self.problem.camera(variables.get(VIEW))
+        where = (self.step, self.steps, "inversion")
+        return self.problem.moment(codes, offsets, _named(variables, "noise/"), camera, where)
+
+    @torch.no_grad()
+    def _judge(self, variables: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.problem.losses(self._moment(variables))
+
+    @torch.no_grad()
+    def _remember(self, total: Tensor) -> None:
+        better = total < self.best_loss
+        self.best_loss = torch.where(better, total, self.best_loss)
+        for name, value in self.variables.items():
+            self.best[name] = _where(better, value, self.best[name])
+
+
+def advance_until(
+    stage: Any, stop: Callable[[], bool] = lambda: False, on_step: Callable[[Report], None] = lambda _: None
+) -> bool:
+    """Steps until the stage is finished or ``stop`` says so; whether it is finished."""
+    while not stage.finished:
+        if stop():
+            return False
+        on_step(stage.advance())
+    return True
+
+
+def constant_rate(rate: float) -> Callable[[int], float]:
+    """The same learning rate at every step."""
+    return functools.partial(_constant, rate)
+
+
+def _constant(rate: float, step: int) -> float:
+    return rate
+
+
+def _named(variables: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in variables.items() if name.startswith(prefix)}
+
+
+def _where(choice: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    return torch.where(choice.reshape(-1, *[1] * (first.ndim - 1)), first.detach(), second)
+
+
+def _fitting(state: Mapping[str, Tensor], name: str, like: Tensor) -> Tensor:
+    """A tensor of a state. UserError where it is missing, of another shape or not finite."""
+    value = state.get(name)
+    if value is None or value.shape != like.shape:
+        got = "none" if value is None else tuple(value.shape)
+        raise UserError(f"the stored state does not fit: expected '{name}' of shape {tuple(like.shape)}, got {got}")
+    if name != BEST_LOSS and value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        raise UserError(f"the stored state is damaged: '{name}' holds NaN or infinite numbers")
+    return value.to(like.device)
