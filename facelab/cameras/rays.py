@@ -78,7 +78,7 @@ def make_depth_rays(camera: Camera, resolution: int, grid: Grid = "centers", sta
     """
     local = _camera_directions(camera, resolution, grid)
     directions = local @ camera.cam2world[:, :3, :3].transpose(1, 2)
-    seen = local * torch.tensor([1.0, -1.0, -1.0], dtype=local.dtype, device=local.device)
+    seen = torch.cat([local[..., :1], -local[..., 1:]], dim=-1)  # no constant is copied: CUDA graphs can hold it
     views = torch.nn.functional.normalize(seen if static_views else directions, dim=-1)
     return Rays(camera.cam2world[:, None, :3, 3].expand_as(directions), directions, views=views)
 
