@@ -31,6 +31,7 @@ class Sight:
         conditioned: cameras come from the rows of the data set, and the generator is told of them.
         sphere: StyleSDF's and CNeRF's: rays by depth along the axis; whole pictures without labels of a pose.
         heads_std: deviations of the yaw and pitch of synthetic heads' cameras, radians; None: those of the prior.
+        heads_background: what stands behind synthetic heads.
     """
 
     prior: PosePrior
@@ -41,6 +42,7 @@ class Sight:
     conditioned: bool = False
     sphere: bool = False
     heads_std: tuple[float, float] | None = None
+    heads_background: str = "black"
 
     @property
     def reads_poses(self) -> bool:
@@ -78,7 +80,7 @@ def sight_of(config: Any) -> Sight:
     prior = PosePrior("gaussian", math.pi / 2, d.heads_yaw_std, math.pi / 2, d.heads_pitch_std)
     size = config.model.resolution
     fixed = None if config.model.superresolution_kind is None else size
-    return Sight(prior, v.fov, v.radius, fixed, size, True)
+    return Sight(prior, v.fov, v.radius, fixed, size, True, heads_background=d.alpha)
 
 
 def _sphere_view(config: Any) -> tuple[Any, str, bool] | None:
@@ -96,7 +98,16 @@ def _sphere_sight(config: Any, view: Any, mode: str, decoded: bool) -> Sight:
     prior = PosePrior(mode, math.pi / 2, view.azimuth, math.pi / 2, view.elevation)
     size = config.model.resolution if decoded else config.render.resolution
     deviations = (config.data.heads_azimuth_std, config.data.heads_elevation_std)
-    return Sight(prior, view.fov, 1.0, size if decoded else None, size, sphere=True, heads_std=deviations)
+    return Sight(
+        prior,
+        view.fov,
+        1.0,
+        size if decoded else None,
+        size,
+        sphere=True,
+        heads_std=deviations,
+        heads_background=config.data.heads_background,
+    )
 
 
 def synthetic_heads(sight: Sight, seed: int, size: int, grid: str, device: Any) -> Any:
@@ -105,7 +116,16 @@ def synthetic_heads(sight: Sight, seed: int, size: int, grid: str, device: Any) 
     from facelab.metrics.known_heads import ScaledHeads
 
     yaw_std, pitch_std = sight.heads_std or (sight.prior.yaw_std, sight.prior.pitch_std)
-    heads = SyntheticHeads(seed, size, device=device, grid=grid, fov=sight.fov, yaw_std=yaw_std, pitch_std=pitch_std)
+    heads = SyntheticHeads(
+        seed,
+        size,
+        device=device,
+        grid=grid,
+        fov=sight.fov,
+        yaw_std=yaw_std,
+        pitch_std=pitch_std,
+        background=sight.heads_background,
+    )
     return ScaledHeads(heads, sight.radius)
 
 

@@ -28,6 +28,7 @@ class SyntheticPool:
         fov: full field of view in degrees.
         device: where to draw; None = cuda if there is one.
         grid: where the pixels of a picture stand, ``corners`` (pi-GAN) or ``centers`` (EG3D).
+        background: behind the heads, ``black``, ``grey`` or ``white``.
 
     Raises:
         UserError: fewer than one head.
@@ -43,8 +44,8 @@ class SyntheticPool:
         fov: float,
         device: str | None = None,
         grid: str = "corners",
+        background: str = "black",
     ) -> None:
-
         from facelab.data.synthetic import SyntheticHeads
 
         if count < 1:
@@ -52,7 +53,16 @@ class SyntheticPool:
         self.count, self.size = count, size
         self.sampler = ResumableSampler(count, seed)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        heads = SyntheticHeads(seed, size, device=device, fov=fov, yaw_std=yaw_std, pitch_std=pitch_std, grid=grid)
+        heads = SyntheticHeads(
+            seed,
+            size,
+            device=device,
+            fov=fov,
+            yaw_std=yaw_std,
+            pitch_std=pitch_std,
+            grid=grid,
+            background=background,
+        )
         images, labels, cameras = [], [], []
         with progress_bar(total=count, unit="head", desc="drawing synthetic heads", leave=False) as bar:
             for start in range(0, count, CHUNK):

@@ -83,6 +83,7 @@ class HeadPictures:
         fov: full field of view in degrees.
         radius: the unit sphere of the heads' cameras becomes a sphere of this radius; the pictures stay the same.
         windowed: the original's order instead of ours.
+        background: behind the heads.
     """
 
     def __init__(
@@ -95,8 +96,9 @@ class HeadPictures:
         fov: float,
         radius: float,
         windowed: bool = False,
+        background: str = "black",
     ) -> None:
-        pool = head_pool(count, size, seed, yaw_std, pitch_std, fov)
+        pool = head_pool(count, size, seed, yaw_std, pitch_std, fov, background)
         camera = pool.camera
         assert camera is not None
         self.pool = replace(pool, camera=camera.scaled(radius))
@@ -109,16 +111,17 @@ class HeadPictures:
 
 
 @functools.lru_cache(maxsize=2)
-def head_pool(count: int, size: int, seed: int, yaw_std: float, pitch_std: float, fov: float) -> Batch:
+def head_pool(
+    count: int, size: int, seed: int, yaw_std: float, pitch_std: float, fov: float, background: str = "black"
+) -> Batch:
     """Synthetic heads as one batch, pixel centres at (i + 0.5) / size as EG3D has them; drawn once in a process.
 
     UserError for fewer than one head.
     """
     from facelab.data.synthetic_pool import SyntheticPool
 
-    return replace(
-        SyntheticPool(count, size, seed, yaw_std, pitch_std, fov, grid="centers").batch_of_all, label_map=None
-    )
+    pool = SyntheticPool(count, size, seed, yaw_std, pitch_std, fov, grid="centers", background=background)
+    return replace(pool.batch_of_all, label_map=None)
 
 
 class WindowedSampler:

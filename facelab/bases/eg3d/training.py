@@ -222,7 +222,7 @@ class Eg3d:
         d, v = config.data, config.view
         fov = 2 * math.degrees(math.atan(0.5 / v.focal))
         size = config.model.resolution
-        return HeadPictures(d.heads, size, seed, d.heads_yaw_std, d.heads_pitch_std, fov, v.radius, windowed)
+        return HeadPictures(d.heads, size, seed, d.heads_yaw_std, d.heads_pitch_std, fov, v.radius, windowed, d.alpha)
 
     def pictures(self, config: Any) -> Any:
         """The data set at ``data.path``."""

@@ -32,7 +32,7 @@ class DataConfig:
 
     path: str = ""  # zip or folder with dataset.json; empty = synthetic heads made on the fly
     mirror: bool = False  # mirror half of the samples, cameras too
-    alpha: Literal["black", "white"] = "black"  # ground under transparent pixels
+    alpha: Literal["black", "white"] = "black"  # ground under transparent pixels, and behind synthetic heads
     cache: str = "auto"  # none, memory, auto, or a folder for memory-mapped arrays
     max_size: int | None = None  # use that many random pictures
     heads: int = 20_000  # synthetic heads when path is empty, seen from view.radius with view.focal

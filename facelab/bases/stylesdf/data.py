@@ -33,6 +33,7 @@ class PicturesConfig:
     heads: int = 20_000  # synthetic heads when path is empty
     heads_azimuth_std: float = 0.3  # of their cameras around the frontal view, radians
     heads_elevation_std: float = 0.15
+    heads_background: str = "grey"  # black, grey or white: behind them
 
 
 def picture_source(
@@ -54,7 +55,7 @@ def picture_source(
     if config.path:
         return ImageStream(pictures_at(config, size, thumbnail, label_maps), seed)  # type: ignore[arg-type]
     stds = (config.heads_azimuth_std, config.heads_elevation_std)
-    return HeadPictures(config.heads, size, thumbnail, seed, *stds, fov, label_maps)
+    return HeadPictures(config.heads, size, thumbnail, seed, *stds, fov, label_maps, config.heads_background)
 
 
 @functools.lru_cache(maxsize=2)
@@ -80,6 +81,7 @@ class HeadPictures:
         azimuth_std, elevation_std: of the camera around the frontal view, radians.
         fov: full field of view in degrees.
         label_maps: give label maps (19 classes) too.
+        background: behind the heads; on a colour of hair, clothes or skin a field cannot tell them from nothing.
 
     Raises:
         UserError: fewer than one head, thumbnails larger than the pictures, or a pool too large for the memory.
@@ -95,10 +97,11 @@ class HeadPictures:
         elevation_std: float = 0.15,
         fov: float = FOV,
         label_maps: bool = False,
+        background: str = "grey",
     ) -> None:
         if not 1 <= thumbnail <= size:
             raise UserError(f"thumbnails must be 1 to {size} px as the pictures are, got {thumbnail}")
-        pool = head_pool(count, size, seed, azimuth_std, elevation_std, fov)
+        pool = head_pool(count, size, seed, azimuth_std, elevation_std, fov, background)
         self.pool = pool if label_maps else replace(pool, label_map=None)
         self.thumbnail = thumbnail
         self.sampler = ResumableSampler(count, seed)
@@ -114,7 +117,9 @@ class HeadPictures:
 
 
 @functools.lru_cache(maxsize=2)
-def head_pool(count: int, size: int, seed: int, azimuth_std: float, elevation_std: float, fov: float) -> Batch:
+def head_pool(
+    count: int, size: int, seed: int, azimuth_std: float, elevation_std: float, fov: float, background: str
+) -> Batch:
     """Synthetic heads as one batch: image, label_map, camera; drawn once in a process.
 
     UserError for fewer than one head, or for more than fit into half of the machine's memory.
@@ -128,7 +133,8 @@ def head_pool(count: int, size: int, seed: int, azimuth_std: float, elevation_st
             f"data.heads: {count} synthetic heads of {size} px do not fit into half of this machine's memory; expected at "
             f"most {fits}"
         )
-    return SyntheticPool(count, size, seed, azimuth_std, elevation_std, fov, grid="centers").batch_of_all
+    pool = SyntheticPool(count, size, seed, azimuth_std, elevation_std, fov, grid="centers", background=background)
+    return pool.batch_of_all
 
 
 def _memory() -> float:
