@@ -357,6 +357,8 @@ class FaceModel:
     def label_map(self, output: GeneratorOutput) -> Tensor:
         """Class of each pixel of a filled picture: (N, S, S) integers, CelebAMask-HQ classes 0..18 or regions.
 
+        Where other regions are carved away (:meth:`only`), what no region claims by half is 0, background.
+
         >>> model = load("fenerf_synthetic_64")
         >>> labels = model.label_map(model.sample(3, settings=model.settings(16, 1)))
         >>> labels.shape, bool((labels == 1).any())  # 1 is skin
@@ -364,7 +366,10 @@ class FaceModel:
         """
         if output.semantics is None:
             raise UserError(f"this {self.method} model has no labels, so there is no segmentation to show")
-        return output.semantics.argmax(dim=1)
+        labels = output.semantics.argmax(dim=1)
+        if self.subset is None or not self.subset.carve:
+            return labels
+        return labels.masked_fill(output.semantics.amax(dim=1) < 0, 0)  # half of a mask; what is carved away scores -1
 
     @torch.no_grad()
     def extract_mesh(
