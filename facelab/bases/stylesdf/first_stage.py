@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from facelab import assets
-from facelab.checkpoints.format import load_checkpoint
+from facelab.checkpoints.format import INDEX, load_checkpoint
 from facelab.config import from_dict
 from facelab.errors import UserError
 from facelab.training.protocol import Models
@@ -31,11 +31,17 @@ class Stored:
         path: as the user named it.
         config: the whole configuration, at the step where the model stands.
         weights: of the averaged generator, or of the trained one where there is no average; our names.
+        foreign: a file of the authors, which tells sizes of networks and neither cameras nor renderings.
     """
 
     path: Path
     config: Any
     weights: Mapping[str, Tensor]
+    foreign: bool = False
+
+    def told(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Those of these dotted settings that the file tells."""
+        return tuple(name for name in names if not self.foreign or name.startswith("model."))
 
 
 def open_stored(
@@ -55,7 +61,8 @@ def open_stored(
     found = Path(path)
     if not found.exists():
         found = assets.find_bundled(str(path)) or found
-    if found.is_file() and found.suffix != ".safetensors":
+    foreign = found.is_file() and found.suffix != ".safetensors" and found.name != INDEX
+    if foreign:
         original = read_original(found)
         config, weights = original.config, original.weights
     else:
@@ -69,7 +76,7 @@ def open_stored(
     name = next((group for group in groups if group in weights), None)
     if name is None:
         raise UserError(f"{path} holds no generator to start from; it has {', '.join(sorted(weights)) or 'nothing'}")
-    return Stored(Path(path), config, weights[name])
+    return Stored(Path(path), config, weights[name], foreign)
 
 
 def check_same(path: str | Path, stored: Any, wanted: Any, names: Sequence[str]) -> None:
@@ -77,7 +84,7 @@ def check_same(path: str | Path, stored: Any, wanted: Any, names: Sequence[str])
 
     Args:
         stored, wanted: configurations.
-        names: dotted settings.
+        names: dotted settings, see :meth:`Stored.told`.
     """
     for name in names:
         theirs, ours = _at(stored, name), _at(wanted, name)

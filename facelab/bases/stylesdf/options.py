@@ -29,6 +29,7 @@ class Flag:
         help: one line.
         value: what a switch sets.
         turned: their value -> ours.
+        also: further overrides.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Flag:
     help: str
     value: Any = None
     turned: Callable[[Any], Any] | None = None
+    also: tuple[str, ...] = ()
 
     @property
     def parameter(self) -> str:
@@ -50,24 +52,22 @@ POSITIVE = click.IntRange(min=1)
 COUNT = click.IntRange(min=0)
 
 
-def common_flags(
-    batch: str = "train.batch_per_gpu", view: str = "view", mixing: str = "loss.mixing", path: str = "loss.path"
-) -> tuple[Flag, ...]:
-    """Flags that StyleSDF and CNeRF share; the arguments are the settings that are called otherwise there.
+def common_flags(view: str = "view", path: str = "loss.path") -> tuple[Flag, ...]:
+    """Flags that StyleSDF and CNeRF share; the arguments are settings that are called otherwise there.
 
     Args:
-        batch: samples per process and step.
         view: section of the cameras, without their distribution.
-        mixing, path: style mixing and weight of the path lengths.
+        path: weight of the path lengths.
     """
+    whole = ("train.batch_size=null",)  # which would win
     return (
-        Flag("batch", batch, POSITIVE, "Samples per process and step."),
+        Flag("batch", "train.batch_per_gpu", POSITIVE, "Samples per process and step.", also=whole),
         Flag("chunk", "train.batch_chunk", POSITIVE, "Samples per pass; the gradients of the passes are averaged."),
         Flag("iter", "train.max_steps", POSITIVE, "Iterations in all, in both stages."),
         Flag("val_n_sample", "log.sample_heads", COUNT, "Heads in the sample grids."),
         Flag("d_reg_every", "loss.r1_every", POSITIVE, "Full stage: steps from one R1 to the next."),
         Flag("g_reg_every", "loss.path_every", POSITIVE, "Full stage: steps from one path length to the next."),
-        Flag("mixing", mixing, PROBABILITY, "Probability of style mixing."),
+        Flag("mixing", "loss.mixing", PROBABILITY, "Probability of style mixing."),
         Flag("lr", "optim.full_lr", NONNEGATIVE, "Full stage: learning rate."),
         Flag("view_lambda", "loss.view", NONNEGATIVE, "Weight of the viewpoint."),
         Flag("eikonal_lambda", "loss.eikonal", NONNEGATIVE, "Weight of the eikonal term."),
@@ -137,6 +137,7 @@ def flag_overrides(
             continue
         value = flag.value if flag.kind is None else flag.turned(value) if flag.turned else value
         found += [f"{key}={json.dumps(value)}" for key in (flag.key, *twice.get(flag.key, ()))]
+        found += flag.also
     return found
 
 

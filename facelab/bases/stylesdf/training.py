@@ -73,7 +73,10 @@ class StyleSdf:
     def build_generator(self, config: Any) -> SdfGenerator:
         """An initialised generator on the CPU."""
         source = Draws(config.train.seed).at(phase="init").generator("generator")
-        return build_generator(self.generator_config(config), source)
+        generator = build_generator(self.generator_config(config), source)
+        if generator.field_net.beta is not None:
+            torch.nn.init.constant_(generator.field_net.beta, config.sphere.beta)
+        return generator
 
     def discriminator_config(self, config: Any) -> ViewDiscriminatorConfig | ResidualDiscriminatorConfig:
         """The architecture of the stage's discriminator. UserError where it does not fit pictures or batch."""
@@ -180,7 +183,7 @@ class StyleSdf:
                 "converted model or an official file"
             )
         stored = self.stored(config.init_from)
-        check_same(config.init_from, stored.config, config, SHARED)
+        check_same(config.init_from, stored.config, config, stored.told(SHARED))
         return stored
 
     def stored(self, path: str | Path) -> Stored:

@@ -69,10 +69,14 @@ class SphereConfig:
 
     steps: int = 10_000  # 0 = none (no_sphere_init)
     batch: int = 3  # samples per step over all processes
+    beta: float = 0.1  # first width of the surface, scene units; it is learned
 
     def __post_init__(self) -> None:
-        if self.steps < 0 or self.batch < 1:
-            raise ValueError(f"sphere.steps must be 0 or more and batch at least 1, got {self.steps}, {self.batch}")
+        if self.steps < 0 or self.batch < 1 or not self.beta > 0:
+            raise ValueError(
+                f"sphere.steps must be 0 or more, batch at least 1 and beta above 0, got {self.steps}, {self.batch}, "
+                f"{self.beta}"
+            )
 
 
 @dataclass(frozen=True)
