@@ -22,6 +22,7 @@ COMMANDS: dict[str, click.Command] = {
     "train_fenerf": train_command("fenerf", "celebamask_hq_128"),
     "train_pigan": train_command("pigan", "celeba"),
     "train_eg3d": train_command("eg3d", "ffhq_512"),
+    "train_stylesdf": train_command("stylesdf", "ffhq_volume"),
     "render_images": render_images,
     "render_video": render_video,
     "extract_mesh": extract_mesh,
