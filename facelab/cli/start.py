@@ -77,7 +77,7 @@ def start_from(path: Path, method: Any, fresh_discriminators: bool) -> Start:
         model = {f"model.{key}": value for key, value in source.model.items() if value is not None}
         return Start(Path(path), model, {})
     config = _configuration(path, source, method)
-    judged = "discriminator" in source.weights
+    judged = any(name == "discriminator" or name.startswith("d_") for name in source.weights)
     notes = list(source.notes)
     if not judged or fresh_discriminators:
         reason = "as asked" if judged else "the file has none"

@@ -102,6 +102,7 @@ class RenderConfig:
     samples: int = 24  # N_samples, per ray in training
     inference_samples: int = 32  # per ray for pictures, times --ray_step_multiplier (2: the original's 64)
     jitter: bool = True  # perturb: random depths in training
+    static_training: bool = False  # static_viewdirs, in training: as static_views
     static_views: bool = True  # at inference the field sees view directions in the camera's own axes
     max_points: int = 2_400_000  # evaluations of a local generator at a time without gradient
     recompute: bool = False  # keep no activations of the field for the backward
@@ -126,7 +127,7 @@ class RenderConfig:
             samples_fine=0,
             grid="centers",
             jitter=training and self.jitter,
-            lock_view=not training and self.static_views,
+            lock_view=self.static_training if training else self.static_views,
             max_points=self.max_points,
             recompute=self.recompute,
         )
@@ -169,10 +170,11 @@ class SphereConfig:
     """First steps of the first stage: the base shape becomes a sphere."""
 
     steps: int = 10_000  # 0: no_sphere_init
+    beta: float = 0.1  # first width of the surface, scene units; it is learned
 
     def __post_init__(self) -> None:
-        if self.steps < 0:
-            raise ValueError(f"sphere.steps must be 0 or more, got {self.steps}")
+        if self.steps < 0 or not self.beta > 0:
+            raise ValueError(f"sphere.steps must be 0 or more and beta above 0, got {self.steps} and {self.beta}")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from facelab.bases.stylesdf.data import picture_source, pictures_at
@@ -69,7 +70,9 @@ class Cnerf:
     def build_generator(self, config: Any) -> CNerfGenerator:
         """An initialised generator on the CPU."""
         source = Draws(config.train.seed).at(phase="init").generator("generator")
-        return CNerfGenerator(self.generator_config(config), source)
+        generator = CNerfGenerator(self.generator_config(config), source)
+        torch.nn.init.constant_(generator.field_net.beta, config.sphere.beta)
+        return generator
 
     def convert(self, original: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A state dict of the authors' generator -> ours."""
@@ -242,9 +245,13 @@ class Cnerf:
                 "stage full starts from a trained stage volume: name its run folder, a checkpoint, a converted model or "
                 f"an original file with --pretrain_render_path (init_from); {UNTRAINED} is for trials"
             )
-        stored = open_stored(config.init_from, self.name, CnerfConfig, _read_original)
-        check_same(config.init_from, stored.config, config, SHARED)
+        stored = self.stored(config.init_from)
+        check_same(config.init_from, stored.config, config, stored.told(SHARED))
         return stored
+
+    def stored(self, path: str | Path) -> Stored:
+        """A CNeRF generator of either stage from a file; its best weights. UserError as :func:`open_stored`."""
+        return open_stored(path, self.name, CnerfConfig, _read_original)
 
 
 def _of_the_decoder(key: str) -> bool:
