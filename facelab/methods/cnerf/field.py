@@ -23,6 +23,7 @@ from facelab.fields.output import FieldOutput
 from facelab.fields.sdf import BETA_START
 from facelab.methods.cnerf.fusion import RegionValues, Subset, fuse, fuse_features
 from facelab.methods.cnerf.mixing import TEXTURE_LAYERS
+from facelab.methods.cnerf.passes import Plan, evaluate, phase, sine
 from facelab.nn.film import FilmLinear, FilmSine, StackedLinear, affine, sine_affine
 
 Layers = Sequence[FilmLinear]
@@ -68,11 +69,40 @@ class Sines:
 
     def affine(self, weight: Tensor, bias: Tensor) -> Tensor:
         """``W sin + b`` with weights (N, K, O, C) and biases (N, K, O) -> (N, K, 1, P, O)."""
+        if self.tensor.dtype == torch.float16:
+            flat = (self.tensor.flatten(0, 2), weight.flatten(0, 1), bias.flatten(0, 1))
+            return phase(*flat).unflatten(0, self.tensor.shape[:3])
         return (affine if self.taken else sine_affine)(self.tensor, weight, bias)
 
     def select(self, regions: Sequence[int]) -> Sines:
         """Those of some regions."""
         return Sines(self.tensor[:, list(regions)], self.taken)
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Linear maps of the sines to masks and to distances with raw colours.
+
+    Attributes:
+        mask: (K, 1, C), behind the shape layers.
+        values: (K, 4, C), behind the texture layers: distance and colour.
+        seen, bias: (K, 4, 3) and (K, 4) of mask and colour, by the view directions.
+        sdf_bias: (K, 1).
+    """
+
+    mask: Tensor
+    values: Tensor
+    seen: Tensor
+    bias: Tensor
+    sdf_bias: Tensor
+
+    def seen_from(self, mask: Tensor, values: Tensor, directions: Tensor) -> RegionValues:
+        """Products (N, K, P, 1) and (N, K, P, 4), without biases, and directions (N, R, 3) -> what the field says."""
+        rays = directions.shape[1]
+        mask, values = (x.unflatten(2, (rays, -1)) for x in (mask, values))  # N, K, R, S, ...
+        seen = of_directions(directions, self.seen, self.bias)[..., None, :]
+        rgb = values[..., 1:] + seen[..., 1:]
+        return RegionValues(rgb, values[..., 0] + self.sdf_bias[..., None], mask[..., 0] + seen[..., 0])
 
 
 class LocalGenerators(nn.Module):
@@ -127,16 +157,18 @@ class LocalGenerators(nn.Module):
             shape, texture: behind the shape and the texture layers.
             directions: (N, R, 3); P is R S.
         """
-        scenes, rays, width = len(shape.tensor), directions.shape[1], shape.tensor.shape[-1]
-        rgb_weight, rgb_bias = self.color_head()
-        weight = torch.cat([self.sdf.weight, rgb_weight[..., :width]], dim=1)  # K, 4, C
-        bias = torch.cat([self.sdf.bias, torch.zeros_like(rgb_bias)], dim=1)
-        weight, bias = weight.expand(scenes, *weight.shape), bias.expand(scenes, *bias.shape)
-        sdf_rgb = texture.affine(weight, bias)[:, :, 0].unflatten(2, (rays, -1))  # N, K, R, S, 4
-        mask = self._of_points(shape, self.mask.weight[..., :width])[:, :, 0].unflatten(2, (rays, -1))[..., 0]
-        seen = of_directions(directions, self.mask.weight[..., width:], self.mask.bias)
-        rgb = sdf_rgb[..., 1:] + of_directions(directions, rgb_weight[..., width:], rgb_bias)[..., None, :]
-        return RegionValues(rgb, sdf_rgb[..., 0], mask + seen)
+        heads = self.heads()
+        mask, sdf_rgb = (
+            self._of_points(x, weight)[:, :, 0] for x, weight in ((shape, heads.mask), (texture, heads.values))
+        )
+        return heads.seen_from(mask, sdf_rgb, directions)
+
+    def heads(self) -> Heads:
+        """What masks, distances and raw colours are read with."""
+        (weight, bias), width = self.color_head(), self.sdf.weight.shape[-1]
+        values = torch.cat([self.sdf.weight, weight[..., :width]], dim=1)
+        seen = torch.cat([self.mask.weight, weight], dim=1)[..., width:]
+        return Heads(self.mask.weight[..., :width], values, seen, torch.cat([self.mask.bias, bias], 1), self.sdf.bias)
 
     def features(self, texture: Sines, directions: Tensor, mask: Tensor, kept: Sequence[int] | None) -> Tensor:
         """Fused features (N, R, S, C) of all or some regions; arguments as in :meth:`values`, masks (N, K, R, S)."""
@@ -158,10 +190,15 @@ class LocalGenerators(nn.Module):
 class CNerfField(nn.Module):
     """Local generators of all regions, the base shape under them, and the width ``beta`` of the density.
 
-    ``precision`` says what the layers compute in; there is float32 only.
+    Attributes:
+        precision: what the regions' products take: ``fp32`` (``tf32``: the same, rounded as the device is told to),
+            or ``fp16`` operands with everything else in float32, see :mod:`facelab.methods.cnerf.passes`; without
+            effect where derivatives are recorded but no gradient of the distance is asked for. The base is float32.
+        fused: the passes of a training step are compiled.
     """
 
-    precision: Literal["fp32"] = "fp32"
+    precision: Literal["fp32", "tf32", "fp16"] = "fp32"
+    fused: bool = False
 
     def __init__(self, config: CNerfFieldConfig) -> None:
         super().__init__()
@@ -287,7 +324,15 @@ class BoundCNerf:
         net, scale, grid = self.net, self.net.config.scale, points.shape[1:3]
         scaled = points.flatten(1, 2) * scale
         base, base_slope = self._base(scaled, gradient and not self.residual_gradient)
-        shape, texture, arguments = run_layers(scaled, self.layers, net.config.depth, keep=gradient)
+        if gradient and not self.with_features and not points.requires_grad:
+            heads = net.regions.heads()
+            plan = Plan(net.config.depth, net.fused, net.precision == "fp16")
+            found = evaluate(scaled, self.layers, heads.mask, heads.values, plan)
+            values = heads.seen_from(found.mask, found.values, directions)
+            slope = found.gradient if base_slope is None else found.gradient + base_slope
+            return fuse(values, base.unflatten(1, grid), net.beta, self.subset), (scale * slope).unflatten(1, grid)
+        half = net.precision == "fp16" and not torch.is_grad_enabled()
+        shape, texture, arguments = run_layers(scaled, self.layers, net.config.depth, keep=gradient, half=half)
         values = net.regions.values(shape, texture, directions)
         output = fuse(values, base.unflatten(1, grid), net.beta, self.subset)
         if self.with_features:
@@ -312,8 +357,10 @@ class BoundCNerf:
 # ---------------------------------------------------------------- layers
 
 
-def run_layers(points: Tensor, layers: Layers, depth: int, keep: bool = False) -> tuple[Sines, Sines, list[Tensor]]:
-    """Points (N, P, 3) through all layers.
+def run_layers(
+    points: Tensor, layers: Layers, depth: int, keep: bool = False, half: bool = False
+) -> tuple[Sines, Sines, list[Tensor]]:
+    """Points (N, P, 3) through all layers; ``half``: the sines are float16.
 
     Returns:
         The sines of layer ``depth`` (counted from 1) and of the last layer; the arguments (N, K, 1, P, C) of all of
@@ -327,7 +374,10 @@ def run_layers(points: Tensor, layers: Layers, depth: int, keep: bool = False) -
         argument = sines.affine(layer.weight, layer.bias)
         if keep:
             kept.append(argument)
-        sines = Sines(argument.sin_() if in_place else argument, in_place)
+        if half:
+            sines = Sines(sine(argument, torch.float16), True)
+        else:
+            sines = Sines(argument.sin_() if in_place else argument, in_place)
         if number == depth:
             middle = sines
     return middle, sines, kept
