@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """CNeRF on one GPU, random weights: the volume renderer, pictures of 512 px, the steps of the first training stage.
 
-    python tests/benchmarks/bench_cnerf.py [--out FILE] [--only renderer,pictures,training] [--presets fp32,tf32]
-                                           [--variants tf32,tf32+recompute] [--batches 1,4] [--steps 12] [--tiny]
+    python tests/benchmarks/bench_cnerf.py [--out FILE] [--only renderer,pictures,training] [--presets fp32,tf32,fp16]
+                                           [--variants tf32,tf32+fused] [--batches 1,4] [--steps 12] [--tiny]
 
 The rendering has 64 x 64 rays of 24 samples and nine regions, as the original's recipe. Training runs through the
 Trainer with its phases: ``g`` is the generator's step, ``d_global`` (which renders the one batch of fakes) and
@@ -110,16 +110,20 @@ class Variant:
     """A way to compute the renderer and a training step.
 
     Attributes:
+        precision: of the run, ``train.precision``.
         settings: of a run.
         gradient: how the distance's gradient is found.
-        compiled: the field is.
-        tf32: products may round their operands.
+        fused: the field's passes are compiled.
+        compiled: the whole field is.
+        field: what its products take.
     """
 
+    precision: str = "fp32"
     settings: tuple[str, ...] = ()
     gradient: str = "layers"
+    fused: bool = False
     compiled: bool = False
-    tf32: bool = False
+    field: str = "fp32"
 
 
 RESIDUAL = "reference.residual_eikonal=true"  # derivatives by autograd do not see the base
@@ -127,19 +131,29 @@ RECOMPUTE = "render.recompute=true"
 LAST = "discriminator.channels_last=true"
 VARIANTS: dict[str, Variant] = {
     "fp32": Variant(),
-    "fp32+residual": Variant((RESIDUAL,)),
-    "fp32+autograd": Variant((RESIDUAL,), gradient="autograd"),
-    "fp32+recompute": Variant((RECOMPUTE,)),
+    "fp32+residual": Variant(settings=(RESIDUAL,)),
+    "fp32+autograd": Variant(settings=(RESIDUAL,), gradient="autograd"),
+    "fp32+fused": Variant(fused=True),
+    "fp32+recompute": Variant(settings=(RECOMPUTE,)),
     "fp32+compiled": Variant(compiled=True),
-    "tf32": Variant(tf32=True),
-    "tf32+channels_last": Variant((LAST,), tf32=True),
-    "tf32+recompute": Variant((RECOMPUTE,), tf32=True),
-    "tf32+recompute+channels_last": Variant((RECOMPUTE, LAST), tf32=True),
-    "tf32+autograd": Variant((RESIDUAL,), gradient="autograd", tf32=True),
-    "tf32+compiled": Variant(compiled=True, tf32=True),
-    "tf32+compiled+recompute": Variant((RECOMPUTE,), compiled=True, tf32=True),
+    "tf32": Variant("tf32"),
+    "tf32+autograd": Variant("tf32", (RESIDUAL,), gradient="autograd"),
+    "tf32+channels_last": Variant("tf32", (LAST,)),
+    "tf32+fused": Variant("tf32", fused=True),
+    "tf32+fused+channels_last": Variant("tf32", (LAST,), fused=True),
+    "tf32+fused+recompute": Variant("tf32", (RECOMPUTE,), fused=True),
+    "tf32+compiled": Variant("tf32", compiled=True),
+    "tf32+fp16": Variant("tf32", field="fp16"),
+    "tf32+fp16+fused+channels_last": Variant("tf32", (LAST,), fused=True, field="fp16"),
 }
-USUAL = ("fp32+autograd", "fp32+recompute", "tf32", "tf32+channels_last", "tf32+recompute", "tf32+compiled")
+USUAL = (
+    "fp32+autograd",
+    "fp32+fused",
+    "tf32",
+    "tf32+fused+channels_last",
+    "tf32+compiled",
+    "tf32+fp16+fused+channels_last",
+)
 
 
 def with_exact(names: Sequence[str]) -> list[str]:
@@ -181,11 +195,14 @@ class CompiledGenerator(CNerfGenerator):
         return CompiledBound(super().field(*arguments, **options))
 
 
-def build(config: Any, compiled: bool = False) -> CNerfGenerator:
-    """A generator with the run's first weights."""
+def build(config: Any, variant: Variant | None = None) -> CNerfGenerator:
+    """A generator with the run's first weights, which computes in the variant's way."""
+    variant = Variant() if variant is None else variant
     source = Draws(config.train.seed).at(phase="init").generator("generator")
-    kind = CompiledGenerator if compiled else CNerfGenerator
-    return kind(Cnerf().generator_config(config), source)
+    kind = CompiledGenerator if variant.compiled else CNerfGenerator
+    generator = kind(Cnerf().generator_config(config), source)
+    generator.field_net.precision, generator.field_net.fused = variant.field, variant.fused  # type: ignore[assignment]
+    return generator
 
 
 # ---------------------------------------------------------------- the renderer alone
@@ -203,7 +220,7 @@ class RendererCase:
     @classmethod
     def make(cls, sizes: Sizes, variant: Variant, batch: int, device: torch.device) -> RendererCase:
         config = sizes.config(*variant.settings).at(0)
-        generator = build(config, variant.compiled).to(device)
+        generator = build(config, variant).to(device)
         latents = sample_latents(generator.latent_spec, Draws(0), batch, device)
         return cls(generator, config, generator.map(latents).map(Tensor.detach), cameras(batch, device))
 
@@ -236,7 +253,7 @@ def bench_renderer(report: Report, sizes: Sizes, device: torch.device, variants:
 
         def forward(name: str, batch: int = batch, exact: Any = pictures) -> Row:
             variant = VARIANTS[name]
-            with device_switches("tf32" if variant.tf32 else "fp32", device):
+            with device_switches(variant.precision, device):
                 case = RendererCase.make(sizes, variant, batch, device)
                 row = timed(case.forward, device, sizes.repeats, sizes.warmup)
                 seen = case.forward()
@@ -248,7 +265,7 @@ def bench_renderer(report: Report, sizes: Sizes, device: torch.device, variants:
 
         def backward(name: str, batch: int = batch, exact: Any = gradients) -> Row:
             variant = VARIANTS[name]
-            with device_switches("tf32" if variant.tf32 else "fp32", device):
+            with device_switches(variant.precision, device):
                 case = RendererCase.make(sizes, variant, batch, device)
                 work = functools.partial(case.gradients, variant.gradient)
                 row = timed(work, device, sizes.repeats, sizes.warmup)
@@ -259,8 +276,6 @@ def bench_renderer(report: Report, sizes: Sizes, device: torch.device, variants:
 
         for name in with_exact(variants):
             variant = VARIANTS[name]
-            if LAST in variant.settings:  # of the discriminators
-                continue
             about = {"batch": batch, "variant": name, "samples": sizes.config().at(0).render.samples}
             if not {RECOMPUTE, RESIDUAL} & set(variant.settings):
                 report.attempt({"case": "renderer_forward", **about}, functools.partial(forward, name))
@@ -268,12 +283,12 @@ def bench_renderer(report: Report, sizes: Sizes, device: torch.device, variants:
 
 
 def beside(name: str, batch: int, row: Row, variant: Variant) -> Row:
-    """The row with the original's time, in the precision in which it was measured, and their ratio."""
+    """The row with the original's times and the ratio to that of fp32, or, below fp32, of TF32 where it was measured."""
     pair = ORIGINAL[name].get(batch)
     if pair is None:
         return row
     row["original_fp32_tf32"] = pair
-    row["ratio"] = row["milliseconds"] / (pair[0] if not variant.tf32 or pair[1] is None else pair[1])
+    row["ratio"] = row["milliseconds"] / (pair[0] if variant.precision == "fp32" or pair[1] is None else pair[1])
     return row
 
 
@@ -295,7 +310,7 @@ def bench_pictures(report: Report, sizes: Sizes, device: torch.device, presets: 
                     work = functools.partial(picture, fast, latents, camera, settings)
                     row = timed(work, device, sizes.repeats, sizes.warmup)
                     row["error"] = asdict(measure_error(fast, fast.map(latents), camera, settings))
-                    return beside("picture", len(camera), row, Variant(tf32=fast.preset.tf32))
+                    return beside("picture", len(camera), row, Variant("tf32" if fast.preset.tf32 else "fp32"))
 
                 about = {"case": "picture", "batch": batch, "preset": preset, "graphs": graphs, "side": sizes.picture}
                 report.attempt({**about, "samples": settings.samples_coarse}, measured)
@@ -346,7 +361,7 @@ class Measured(Cnerf):
         self.variant = variant
 
     def build_generator(self, config: Any) -> CNerfGenerator:
-        return build(config, self.variant.compiled)
+        return build(config, self.variant)
 
     def dataset(self, config: Any) -> Any:
         return Patterns(config.render.resolution)
@@ -376,7 +391,7 @@ def run_variant(variant: Variant, batch: int, sizes: Sizes, device: torch.device
     """What every step of a short run said."""
     overrides = [
         *variant.settings,
-        f"train.precision={'tf32' if variant.tf32 else 'fp32'}",
+        f"train.precision={variant.precision}",
         f"train.batch_per_gpu={batch}",
         f"train.batch_chunk={batch}",
         f"discriminator.group_size={math.gcd(batch, 4)}",
@@ -451,14 +466,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--only", help=f"parts, comma-separated, of {', '.join(sections)}")
-    parser.add_argument("--presets", help=f"of pictures, of {', '.join(PRESETS)} [fp32,tf32]")
+    parser.add_argument("--presets", help=f"of pictures, of {', '.join(PRESETS)} [fp32,tf32,fp16]")
     parser.add_argument("--variants", help=f"beside fp32, of {', '.join(VARIANTS)} [{','.join(USUAL)}]")
     parser.add_argument("--batches", help="images at a time [1,4]")
     parser.add_argument("--steps", type=int, help="counted steps of a training run [10]")
     parser.add_argument("--tiny", action="store_true", help="tiny networks on the CPU, to test this program")
     options = parser.parse_args(arguments)
     parts = chosen(options.only, sections, sections, parser)
-    presets = chosen(options.presets, list(PRESETS), ("fp32", "tf32"), parser)
+    presets = chosen(options.presets, list(PRESETS), ("fp32", "tf32", "fp16"), parser)
     variants = chosen(options.variants, list(VARIANTS), USUAL, parser)
     if not options.tiny and not torch.cuda.is_available():
         print("bench_cnerf: no CUDA GPU, nothing to measure; --tiny tests the program on the CPU")

@@ -17,14 +17,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import bench_cnerf
 
 Row = dict[str, Any]
-NAMES = ["fp32", "fp32+residual", "fp32+autograd", "fp32+recompute", "tf32"]
+NAMES = ["fp32", "fp32+residual", "fp32+autograd", "fp32+recompute", "tf32", "tf32+fp16"]
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Row:
     """The file of one small run with every section."""
     path = tmp_path_factory.mktemp("bench") / "new folder" / "cnerf.json"
-    arguments = ["--tiny", "--out", str(path), "--variants", "fp32+autograd,fp32+recompute,tf32"]
+    arguments = [
+        "--tiny",
+        "--out",
+        str(path),
+        "--variants",
+        "fp32+autograd,fp32+recompute,tf32,tf32+fp16",
+        "--presets",
+        "fp32,tf32",
+    ]
     assert bench_cnerf.main(arguments) == 0
     return json.loads(path.read_text(encoding="utf-8"))
 
@@ -42,12 +50,16 @@ def test_says_what_it_ran_on(written: Row) -> None:
 @pytest.mark.parametrize("batch", [1, 2])
 def test_renderer(written: Row, batch: int) -> None:
     forward, both = rows(written, "renderer_forward", batch), rows(written, "renderer_forward_backward", batch)
-    assert [row["variant"] for row in forward] == ["fp32", "tf32"] and [row["variant"] for row in both] == NAMES
+    assert [row["variant"] for row in forward] == ["fp32", "tf32", "tf32+fp16"] and [
+        row["variant"] for row in both
+    ] == NAMES
     for row in (*forward, *both):
         assert row["milliseconds"] > 0 and row["iqr"] >= 0 and row["repeats"] == 2 and row["samples"] == 4
-    assert all(row["max_error"] == {"rgb": 0, "semantics": 0, "depth": 0} for row in forward), "a CPU has no TF32"
+    assert all(row["max_error"] == {"rgb": 0, "semantics": 0, "depth": 0} for row in forward[:2]), "a CPU has no TF32"
+    assert all(0 < value < 0.01 for value in forward[2]["max_error"].values())
     error = {row["variant"]: row["relative_error"] for row in both}
     assert error["fp32"] == error["fp32+residual"] == error["tf32"] == 0
+    assert 1e-5 < error["tf32+fp16"] < 0.05
     # computed otherwise, equal up to rounding
     assert 0 < error["fp32+autograd"] < 1e-5 and 0 < error["fp32+recompute"] < 1e-5
     assert all(("original_fp32_tf32" in row) == (batch == 1) for row in forward), "beside the original's batches only"
@@ -74,7 +86,7 @@ def test_training(written: Row) -> None:
             parts = row["against_exact"]
             assert {"g/eikonal", "g/classes", "d_global/r1", "d_region/realness", "grad_norm/g"} <= set(parts)
             assert all(math.isfinite(part["fp32"]) for part in parts.values()) and parts["grad_norm/g"]["fp32"] > 0
-            limit = 1e-5 if {"+autograd", "+recompute"} & {row["variant"][4:]} else 0
+            limit = {"fp32+autograd": 1e-5, "fp32+recompute": 1e-5, "tf32+fp16": 0.1}.get(row["variant"], 0)
             assert all(part["max"] <= limit for part in parts.values()), row["variant"]
             assert row["exact"] == ("fp32+residual" if row["variant"][5:] in ("residual", "autograd") else "fp32")
         eikonal = {row["variant"]: row["against_exact"]["g/eikonal"]["fp32"] for row in found}
@@ -122,7 +134,10 @@ def test_full_size_is_the_originals() -> None:
     assert (render.resolution, render.samples, render.inference_samples) == (64, 24, 24)
     assert set(bench_cnerf.USUAL) < set(bench_cnerf.VARIANTS)
     for variant in bench_cnerf.VARIANTS.values():
-        bench_cnerf.Sizes().config(*variant.settings).at(0)
+        settings = (f"train.precision={variant.precision}", *variant.settings)
+        config = bench_cnerf.Sizes().config(*settings).at(0)
+        net = bench_cnerf.build(bench_cnerf.TINY.config(*settings).at(0), variant).field_net
+        assert (net.precision, net.fused, config.train.precision) == (variant.field, variant.fused, variant.precision)
 
 
 @pytest.mark.parametrize(
