@@ -109,10 +109,18 @@ class FaceModel:
         meta: what the checkpoint says of itself (step, images, deviations ...).
         path: where it came from.
         subset: regions that are shown alone, see :meth:`only`; None: the whole head.
+        noise: maps of the decoder by layer in place of the stored ones, see :meth:`with_noise`.
     """
 
     def __init__(
-        self, method: Any, generator: Any, config: Any, meta: Mapping[str, Any], path: Path, subset: Any = None
+        self,
+        method: Any,
+        generator: Any,
+        config: Any,
+        meta: Mapping[str, Any],
+        path: Path,
+        subset: Any = None,
+        noise: Mapping[str, Tensor] | None = None,
     ) -> None:
         self._method = method
         self.method: str = method.name
@@ -121,11 +129,12 @@ class FaceModel:
         self.meta = dict(meta)
         self.path = path
         self.subset = subset
+        self.noise = noise
 
     def _with(self, **changes: Any) -> FaceModel:
-        """The same model with another generator, config or subset."""
-        kept = {"generator": self.generator, "config": self.config, "subset": self.subset, **changes}
-        return FaceModel(self._method, kept["generator"], kept["config"], self.meta, self.path, kept["subset"])
+        """The same model with another generator, config, subset or noise."""
+        names = ("generator", "config", "meta", "path", "subset", "noise")
+        return FaceModel(self._method, **{name: changes.get(name, getattr(self, name)) for name in names})
 
     @property
     def device(self) -> torch.device:
@@ -202,10 +211,16 @@ class FaceModel:
             raise UserError(f"heads of a {self.method} model are not composed of regions; expected a CNeRF model")
         return self._with(subset=self.generator.subset(regions, carve))
 
+    def with_noise(self, maps: Mapping[str, Tensor]) -> FaceModel:
+        """The same model with other noise maps of its decoder: those that were found with an inverted head."""
+        return self._with(noise=maps or None)
+
     def truncated_twice(self) -> FaceModel:
         """The same model with the original's truncation of StyleSDF and CNeRF: psi acts about as its square."""
         if not hasattr(self.generator.config, "double_truncation"):
-            raise UserError(f"the original truncates the codes of this {self.method} model once; leave double out")
+            raise UserError(
+                f"the original truncates the codes of this {self.method} model once; drop the double truncation"
+            )
         generator = copy.copy(self.generator)  # shares the weights
         generator.config = dataclasses.replace(generator.config, double_truncation=True)
         reference = dataclasses.replace(self.config.reference, double_truncation=True)
@@ -288,7 +303,8 @@ class FaceModel:
     @torch.no_grad()
     def scene(self, code: Codes) -> Scene:
         """What does not depend on the camera, of codes of N heads: computed once, rendered from many cameras."""
-        scene = self.generator.scene(code.to(self.device))
+        code = code.to(self.device)
+        scene = self.generator.scene(code) if self.noise is None else self.generator.scene(code, self.noise)
         return scene if self.subset is None else scene.replace(subset=self.subset)
 
     @torch.no_grad()

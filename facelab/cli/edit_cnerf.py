@@ -36,6 +36,7 @@ from facelab.cli.shapes import FILE_RESOLUTION, MAX_POINTS, ShapeOptions, parse_
 if TYPE_CHECKING:
     from facelab.generator import Codes
 
+COMMAND = "edit_cnerf"
 BEFORE, AFTER = "before", "after"
 PARTS = ("shape", "texture")
 MAX_EDITS = 64
@@ -58,7 +59,13 @@ class Edit:
 
 @click.command("edit_cnerf", cls=OneLineCommand)
 @model_argument
-@click.option("--head", default="0", show_default=True, help="The head to edit: a seed, a file of codes, or a session.")
+@click.option(
+    "--head",
+    default="0",
+    show_default=True,
+    help="The head to edit: a seed, a file of codes, or a session of invert_cnerf or edit_cnerf, whose photo's camera is "
+    "then the first view.",
+)
 @click.option("--regions", required=True, help="What to change, by name: hair, or eye,brow. Numbers are understood.")
 @click.option("--parts", default="shape,texture", show_default=True, help="Codes to change: shape, texture or both.")
 @click.option("--from", "donor", default=None, help="The head whose regions are taken: a seed, a file or a session.")
@@ -107,15 +114,18 @@ def edit_cnerf(
     from facelab.cli import pictures
     from facelab.files import make_folder
 
+    check_folder(out, head, donor)
     wanted = parse_parts(parts)
     steps = parse_edits(donor, amounts, resample)
     pictures.parse_views(yaws, pitches)
     kinds = None if mesh is None else parse_formats(mesh)
     if kinds is None:
         refuse_shape_options("--mesh ply (or obj, glb, mrc)")
-    face = truncated(open_model(model, device, weights, fill_color), double_truncation)
+    stored = [text for text in (head, donor) if text is not None and not text.strip().isdigit()]
+    face = truncated(open_model(model, device, weights, fill_color), double_truncation, stored)
     names = named_regions(face, regions)
     cameras = cameras_of(face, yaws, pitches, fov, views)
+    face, cameras = as_inverted(face, head, cameras, model)
     settings = sized_settings(face, image_size, ray_step_multiplier, lock_view_dependence, max_points)
     pick = head_reader(face, psi, truncation_cutoff)
     source = None if donor is None else pick(donor, "--from")
@@ -123,9 +133,8 @@ def edit_cnerf(
     if fast:
         face = hastened(face, precision, edits[0].codes, settings)
     folder = make_folder(out)
-    write_latents(face, folder, edits, source)
-    looks = write_pictures(face, folder, edits, settings, cameras)
-    changes = [measure(face, looks[0], look, names) for look in looks[1:]]
+    write_latents(face, folder, edits, source, head)
+    changes = write_pictures(face, folder, edits, settings, cameras, names)
     options = {
         "model": str(model), "method": face.method, "head": head, "from": donor, "regions": list(names),
         "parts": list(wanted), "psi": psi, "double_truncation": double_truncation, "yaws": yaws, "pitches": pitches,
@@ -236,27 +245,63 @@ def make_edits(
     return edits
 
 
+def check_folder(out: Path, *heads: str | None) -> None:
+    """UserError where the session folder is one of the heads, or holds what this command has not made."""
+    from facelab.errors import UserError
+    from facelab.yaml_files import read_yaml
+
+    if any(head is not None and Path(head).is_dir() and out.resolve() == Path(head).resolve() for head in heads):
+        raise UserError(f"--out {out} is the session that is edited, which would be lost; choose another folder")
+    settings = out / "settings.yaml"
+    if settings.is_file() and read_yaml(settings).get("command") != COMMAND:
+        raise UserError(f"--out {out} holds the session of another command; choose another folder")
+
+
+def as_inverted(face: Any, head: str, cameras: Any, model: Path) -> tuple[Any, Any]:
+    """The model with the noise of ``--head`` where that is a session, and its photo's camera before the others."""
+    from facelab.cameras import Camera
+    from facelab.inference.sessions import read_camera, read_noise, tuned_model
+
+    if not Path(head).is_dir():
+        return face, cameras
+    tuned, camera = tuned_model(head), read_camera(head)
+    if tuned is not None and not (Path(model).exists() and tuned.samefile(model)):
+        click.echo(f"note: this head has a model tuned to its photo, {tuned}; give it as MODEL to use it", err=True)
+    face = face.with_noise(read_noise(head, face.generator))
+    if camera is None:
+        return face, cameras
+    stripped = Camera(cameras.cam2world, cameras.intrinsics)
+    return face, Camera.cat([camera.to(face.device), stripped])
+
+
 # ---------------------------------------------------------------- what is written
 
 
-def write_latents(face: Any, folder: Path, edits: Sequence[Edit], donor: Codes | None) -> None:
-    """``latents.safetensors``, the last edit, and all heads by name in ``latents/``."""
+def write_latents(face: Any, folder: Path, edits: Sequence[Edit], donor: Codes | None, head: str) -> None:
+    """``latents.safetensors``, the last edit, with noise and camera of an inverted head; all heads in ``latents/``."""
     from facelab.inference.latent_files import SESSION_FILE, save_codes
+    from facelab.inference.sessions import read_camera, save_camera, save_noise
 
     save_codes(folder / SESSION_FILE, edits[-1].codes, face.method)
+    if face.noise:
+        save_noise(folder, face.noise)
+    if Path(head).is_dir() and (camera := read_camera(head)) is not None:
+        save_camera(folder, camera)
     for edit in edits:
         save_codes(folder / "latents" / f"{edit.name}.safetensors", edit.codes, face.method)
     if donor is not None:
         save_codes(folder / "latents" / "from.safetensors", donor, face.method)
 
 
-def write_pictures(face: Any, folder: Path, edits: Sequence[Edit], settings: Any, cameras: Any) -> list[Any]:
-    """Rows of views of every head, their differences, segmentations and one sheet of all; returns what was rendered."""
+def write_pictures(
+    face: Any, folder: Path, edits: Sequence[Edit], settings: Any, cameras: Any, names: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Rows of views of every head, segmentations, differences and one sheet of all; returns what every edit changed."""
     from facelab.cli import pictures
     from facelab.generator import GeneratorOutput
     from facelab.inference.pictures import save_label_png, save_png
 
-    looks, rows, middle = [], [], len(cameras) // 2
+    rows, changes, before, middle = [], [], None, len(cameras) // 2
     for edit in edits:
         scene = face.scene(edit.codes)
         look = GeneratorOutput.cat(
@@ -265,15 +310,17 @@ def write_pictures(face: Any, folder: Path, edits: Sequence[Edit], settings: Any
         image, mask = (pictures.layer(face, look, name) for name in ("image", "mask"))
         parts = {"": image, "segmentation_": mask}
         rows += [image, mask]
-        if looks:
-            parts["difference_"] = difference(looks[0].rgb, look.rgb)
+        if before is None:
+            before = replace(look, features=None)
+        else:
+            parts["difference_"] = difference(before.rgb, look.rgb)
             rows.append(parts["difference_"])
+            changes.append(measure(face, before, look, names))
         for prefix, row in parts.items():
             save_png(folder / f"{prefix}{edit.name}.png", pictures.stack_rows([row]))
         save_label_png(folder / f"labels_{edit.name}.png", face.label_map(look)[middle], face.palette)
-        looks.append(replace(look, features=None))
     save_png(folder / "sheet.png", pictures.stack_rows(rows))
-    return looks
+    return changes
 
 
 def difference(before: Any, after: Any) -> Any:
@@ -287,8 +334,8 @@ def measure(face: Any, before: Any, after: Any, names: Sequence[str]) -> dict[st
     """What an edit changed in the pictures, inside its regions and outside, over all views."""
     from facelab.methods.cnerf.editing import count_changes
 
-    labels = [face.label_map(look) for look in (before, after)]
-    report = count_changes(before.rgb, after.rgb, *labels, names, names=face.region_names).report()
+    was, became = face.label_map(before), face.label_map(after)
+    report = count_changes(before.rgb, after.rgb, was, became, names, names=face.region_names).report()
     kept = ("outside_share", "leak_share", "inside_share", "changed_pixels", "region_pixels", "pixels")
     return {key: report[key] for key in kept}
 
@@ -314,7 +361,7 @@ def write_settings(
 
     done = [{"name": e.name, **e.how, "changed": c} for e, c in zip(edits, changes, strict=True)]
     content = {
-        "command": "edit_cnerf",
+        "command": COMMAND,
         "facelab": facelab.__version__,
         **options,
         "threshold_levels": THRESHOLD,

@@ -72,7 +72,7 @@ def truncated(face: Any, double: bool, latents: Any = None) -> Any:
 
     if double and latents:
         raise UserError(
-            "--double-truncation is for codes of seeds: those of --latents are as they were saved; drop one"
+            "--double-truncation is for codes of seeds: those of files are as they were saved; drop it or the files"
         )
     return face.truncated_twice() if double else face
 
@@ -160,6 +160,7 @@ def render_images(
     from facelab.files import make_folder
     from facelab.inference.latent_files import save_codes
     from facelab.inference.pictures import save_label_png, save_png
+    from facelab.inference.sessions import read_noise
 
     pictures.parse_views(yaws, pitches)  # wrong ones are told before the model is opened
     face = open_model(model, device, weights, fill_color)
@@ -173,6 +174,7 @@ def render_images(
         refuse_shape_options("--layers shape")
     folder = make_folder(out)
     heads = heads_of(face, seeds, psi, truncation_cutoff, latents)
+    face = face.with_noise(read_noise(latents, face.generator)) if latents else face
     if fast:
         face = hastened(face, precision, next(iter(heads.values())), settings)
     for seed, codes in heads.items():
