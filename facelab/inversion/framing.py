@@ -89,4 +89,4 @@ def cut_labels(labels: NDArray[np.uint8], square: Square, size: int) -> NDArray[
     """The same for a map of classes, nearest pixels; class 0 outside."""
     image = Image.fromarray(labels)
     cut = image.transform((size, size), Image.Transform.AFFINE, square.affine(size), resample=Image.Resampling.NEAREST)
-    return np.asarray(cut)
+    return np.array(cut)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from facelab.cameras import Camera
 from facelab.errors import UserError, nearest
-from facelab.generator import Codes
+from facelab.generator import Codes, GeneratorOutput
 from facelab.inversion.noise import normalise_noise
 from facelab.inversion.problem import Moment, Problem
 from facelab.inversion.schedules import ramped_rate
@@ -62,7 +62,13 @@ class Report:
     step: int
     total: Tensor
     parts: dict[str, Tensor]
-    moment: Moment
+    output: GeneratorOutput
+
+    @staticmethod
+    def of(step: int, total: Tensor, parts: Mapping[str, Tensor], moment: Moment) -> Report:
+        """Without the graph."""
+        output = moment.output.map(torch.Tensor.detach)
+        return Report(step, total.detach(), {k: v.detach() for k, v in parts.items()}, output)
 
 
 @dataclass(frozen=True)
@@ -193,7 +199,7 @@ class Inversion(Stage):
         for name, value in self.variables.items():
             if name.startswith("noise/"):
                 normalise_noise(value.detach())
-        return Report(step, total.detach(), {k: v.detach() for k, v in parts.items()}, moment)
+        return Report.of(step, total, parts, moment)
 
     @torch.no_grad()
     def solution(self) -> Solution:

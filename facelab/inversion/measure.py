@@ -39,11 +39,11 @@ def ssim(picture: Tensor, target: Tensor) -> Tensor:
     def mean(values: Tensor) -> Tensor:
         return F.conv2d(values, kernel, groups=channels)
 
-    a, b = picture.double(), target.double()
+    a, b = picture.double() / 2 + 0.5, target.double() / 2 + 0.5  # means must not be negative
     mean_a, mean_b = mean(a), mean(b)
     var_a, var_b = mean(a * a) - mean_a.square(), mean(b * b) - mean_b.square()
     covariance = mean(a * b) - mean_a * mean_b
-    c1, c2 = (K1 * RANGE) ** 2, (K2 * RANGE) ** 2
+    c1, c2 = K1**2, K2**2
     luminance = (2 * mean_a * mean_b + c1) / (mean_a.square() + mean_b.square() + c1)
     return (luminance * (2 * covariance + c2) / (var_a + var_b + c2)).flatten(1).mean(1)
 

@@ -69,7 +69,8 @@ class Moment:
         step, steps: where the optimisation stands.
         target: what is wanted.
         codes: the rendered codes, perturbation included.
-        offsets: what was found so far, by name of the code: the codes without perturbation minus the start.
+        offsets: what was found so far, by name of the code: the codes without perturbation minus the start; copy what is
+            to be kept, they move on.
         noise: optimised noise maps (N, 1, H, W) by layer.
         scene: the scene of the codes.
         output: its rendering from the target's cameras.

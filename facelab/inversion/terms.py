@@ -63,7 +63,7 @@ def prior_term(statistics: CodeStatistics) -> Term:
 
 def offsets_term(moment: Moment) -> Tensor:
     """FENeRF's: mean squares of what was added to each vector of the codes, summed (arXiv 2111.15490)."""
-    parts = [value.square().mean(-1).flatten(1).sum(1) for value in moment.offsets.values()]
+    parts = [value.square().mean(-1).reshape(len(value), -1).sum(1) for value in moment.offsets.values()]
     return torch.stack(parts).sum(0)
 
 

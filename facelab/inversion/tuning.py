@@ -80,7 +80,7 @@ class Tuning(Stage):
         rate = self.settings.rate_at(self.step)
         step = self.step
         self._descend(total, lambda _: rate)
-        return Report(step, total.detach(), {k: v.detach() for k, v in parts.items()}, moment)
+        return Report.of(step, total, parts, moment)
 
     @torch.no_grad()
     def losses(self) -> tuple[Tensor, dict[str, Tensor]]:

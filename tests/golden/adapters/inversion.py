@@ -87,7 +87,7 @@ def inversion_steps(meta: Meta, arrays: Arrays) -> dict[str, Tensor]:
     rows = [torch.cat([r.total, r.parts["seg"], r.parts["img"], r.parts["norm"]]) for r in reports]
     outputs = {
         "out_losses_total_seg_img_norm": torch.stack(rows),
-        "out_first_frame_last_iteration": pixels(reports[-1].moment.output).detach(),
+        "out_first_frame_last_iteration": pixels(reports[-1].output),
     }
     for name, value in base.values.items():
         offset = inversion.variables.get(f"code/{name}", torch.zeros_like(value)).detach()

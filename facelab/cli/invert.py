@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: Apache-2.0
+"""invert_cnerf: photos to the codes of a CNeRF model, a session folder for each."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from facelab.cli.common import Command, OneLineCommand, device_option, friendly, model_argument, open_model, pick_device
+
+if TYPE_CHECKING:
+    from facelab.inversion.photos import View
+
+PATH = click.Path(path_type=Path)
+MASK_KINDS = ("_mask.png", ".png", "_mask.npy", ".npy")
+CAMERA_KINDS = (".npy", ".json")
+
+
+def _photo_options(function: Command) -> Command:
+    """What the photos are."""
+    options = (
+        click.option(
+            "--out", type=PATH, default=Path("inversions"), show_default=True, help="Gets a folder per photo."
+        ),
+        click.option(
+            "--mask",
+            type=PATH,
+            default=None,
+            help="Label map of the whole photo (19 classes), or a folder: NAME_mask.png.",
+        ),
+        click.option(
+            "--parser",
+            "parser_path",
+            default=None,
+            help="Make label maps with this face parser (file or manifest name).",
+        ),
+        click.option(
+            "--aligned", is_flag=True, help="PHOTOs are upright crops framed as the model's training pictures."
+        ),
+        click.option(
+            "--camera",
+            default=None,
+            help="AZIMUTH,ELEVATION in degrees, a camera file (.npy, .json) or a folder of them. [default: from the face]",
+        ),
+        click.option(
+            "--detector",
+            type=click.Choice(["mtcnn", "dlib"]),
+            default="mtcnn",
+            show_default=True,
+            help="Finds the face.",
+        ),
+        click.option(
+            "--landmarks",
+            type=PATH,
+            default=None,
+            help="Points from a file or folder instead: txt, npy, json; 5 or 68.",
+        ),
+        click.option("--detector-weights", type=PATH, default=None, help="MTCNN's folder or dlib's predictor file."),
+        click.option("--face", type=int, default=None, help="Which face: 1 is the largest."),
+        click.option("--force", is_flag=True, help="Take photos that the doctor refuses, if there is a face."),
+    )
+    return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), function)
+
+
+def _optimisation_options(function: Command) -> Command:
+    """How codes are found."""
+    positive = click.FloatRange(0)
+    options = (
+        click.option("--steps", type=click.IntRange(1), default=500, show_default=True, help="Of the optimisation."),
+        click.option(
+            "--lr",
+            type=click.FloatRange(0, min_open=True),
+            default=0.05,
+            show_default=True,
+            help="Per step, in standard deviations of the codes.",
+        ),
+        click.option("--refine-camera", is_flag=True, help="Also find azimuth and elevation."),
+        click.option(
+            "--camera-lr",
+            type=click.FloatRange(0, min_open=True),
+            default=0.1,
+            show_default=True,
+            help="Degrees per step, of --refine-camera.",
+        ),
+        click.option(
+            "--noise",
+            is_flag=True,
+            help="Also find the decoder's noise (noise.safetensors); other commands keep the model's own.",
+        ),
+        click.option(
+            "--picture-weight", type=positive, default=1.0, show_default=True, help="Of the squared difference."
+        ),
+        click.option(
+            "--perceptual-weight", type=positive, default=1.0, show_default=True, help="Of the perceptual distance."
+        ),
+        click.option(
+            "--perceptual",
+            default="auto",
+            show_default=True,
+            help="LPIPS (VGG16) file; random: fixed random features; auto: the manifest's file if there is one.",
+        ),
+        click.option(
+            "--mask-weight",
+            type=positive,
+            default=1.0,
+            show_default=True,
+            help="Of the segmentation, where there is a mask.",
+        ),
+        click.option(
+            "--mask-loss",
+            type=click.Choice(["mse", "cross_entropy"]),
+            default="mse",
+            show_default=True,
+            help="On the nine channels, or on the region of each pixel.",
+        ),
+        click.option(
+            "--prior-weight",
+            type=positive,
+            default=0.01,
+            show_default=True,
+            help="Pulls codes to the average; 1 = one standard deviation costs 1.",
+        ),
+        click.option(
+            "--noise-weight", type=positive, default=1e5, show_default=True, help="Keeps noise maps noise, of --noise."
+        ),
+        click.option(
+            "--tune-steps",
+            type=click.IntRange(0),
+            default=0,
+            show_default=True,
+            help="Then tune the generator so many steps (generator.safetensors).",
+        ),
+        click.option(
+            "--tune-lr",
+            type=click.FloatRange(0, min_open=True),
+            default=3e-4,
+            show_default=True,
+            help="Learning rate of the tuning.",
+        ),
+        click.option(
+            "--tune-parts",
+            default="",
+            help="Only these parts: decoder, field_net ...; several with commas. [default: all]",
+        ),
+        click.option("--seed", type=int, default=0, show_default=True, help="Of the average's latents."),
+        click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Photos side by side."),
+        click.option(
+            "--save-every",
+            type=click.IntRange(1),
+            default=50,
+            show_default=True,
+            help="Steps between two states on the disk.",
+        ),
+        click.option("--resume", is_flag=True, help="Go on where the folders stand; the same options, please."),
+        click.option("--weights", default=None, help="ema or generator. [default: ema]"),
+        click.option("--quiet", is_flag=True, help="No progress bar."),
+    )
+    return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), function)
+
+
+@click.command("invert_cnerf", cls=OneLineCommand)
+@model_argument
+@click.argument("photos", nargs=-1, required=True, type=PATH)
+@_photo_options
+@_optimisation_options
+@device_option
+@friendly
+def invert_cnerf(
+    model: Path, photos: tuple[Path, ...], out: Path, device: str, weights: str | None, quiet: bool, **options: Any
+) -> None:
+    """Find the codes of a CNeRF model that give PHOTOS; then edit_cnerf.py and render_images.py --latents take them.
+
+    Each photo gets a folder in --out: settings.yaml, target, latents.safetensors, reconstruction, segmentation, views,
+    metrics.json, with --tune-steps a tuned generator.safetensors. Ctrl-C saves; the same command with --resume goes on.
+    """
+    from facelab.cli.invert_run import Run, open_sessions, run_all
+    from facelab.errors import UserError
+
+    face = open_model(model, device, weights)
+    if face.method != "cnerf":
+        raise UserError(
+            f"{model} is a {face.method} model, expected a CNeRF model; this command inverts with CNeRF only"
+        )
+    batch, save_every, resume = (options.pop(name) for name in ("batch", "save_every", "resume"))
+    paths = list_photos(photos)
+    sources = {name: options.pop(name) for name in ("mask", "camera", "detector", "landmarks", "detector_weights")}
+    taking = {name: options.pop(name) for name in ("aligned", "face", "force", "parser_path")}
+    run = Run(face, str(model.resolve() if model.exists() else model), options, save_every, not quiet)
+    take = photo_taker(sources, taking, run.side, pick_device(device), paths)
+    sessions = open_sessions(run, paths, out, take, resume)
+    run_all(run, sessions, batch)
+
+
+def list_photos(photos: Sequence[Path]) -> list[Path]:
+    """Files, and the pictures of folders. UserError for none, a missing one, or two of a name."""
+    from facelab.data import reading
+    from facelab.errors import UserError
+
+    found: list[Path] = []
+    for photo in photos:
+        if not photo.exists():
+            raise UserError(f"no photo at {photo}: expected a picture file or a folder of them; check the path")
+        found += reading.list_images(photo) if photo.is_dir() else [photo]
+    names = [path.stem for path in found]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UserError(f"two photos are called {twice[0]}, expected one of a name; rename one")
+    if not found:
+        raise UserError(f"no pictures in {photos[0]}: expected files such as .jpg or .png")
+    return found
+
+
+def photo_taker(
+    sources: dict[str, Any], taking: dict[str, Any], side: int, device: str, photos: Sequence[Path]
+) -> Callable[[Path], Any]:
+    """A function photo -> :class:`~facelab.inversion.photos.Prepared`. Detector and parser are made when needed."""
+    from facelab.cli.parser import find_parser
+    from facelab.data.parsing import load_parser
+    from facelab.data.preprocess.detectors import make_detector
+    from facelab.errors import UserError
+    from facelab.inversion.photos import PhotoChoices, prepare
+
+    if sources["mask"] is not None and taking["parser_path"] is not None:
+        raise UserError("label maps come from --mask or from --parser, expected one of them, got both")
+    masks = {photo: matching(sources["mask"], photo, photos, "--mask", MASK_KINDS) for photo in photos}
+    views = {photo: camera_view(sources["camera"], photo, photos) for photo in photos}
+
+    @functools.cache
+    def detector() -> Any:
+        return make_detector(
+            sources["detector"], landmarks=sources["landmarks"], weights=sources["detector_weights"], device=device
+        )
+
+    @functools.cache
+    def parser() -> Any:
+        path = taking["parser_path"]
+        return None if path is None else load_parser(find_parser(path), device)
+
+    def take(photo: Path) -> Any:
+        choices = PhotoChoices(side, taking["aligned"], views[photo], taking["face"], taking["force"], parser())
+        return prepare(photo, choices, detector, masks[photo])
+
+    return take
+
+
+def matching(given: Path | None, photo: Path, photos: Sequence[Path], option: str, kinds: Sequence[str]) -> Path | None:
+    """The file that belongs to a photo: the one given, or that of its name in the folder given. UserError for none."""
+    from facelab.errors import UserError
+
+    if given is None:
+        return None
+    if given.is_dir():
+        for kind in kinds:
+            path = given / f"{photo.stem}{kind}"
+            if path.is_file() and path.resolve() != photo.resolve():
+                return path
+        raise UserError(f"{option}: nothing for {photo.name} in {given}, expected {photo.stem}{kinds[0]}")
+    if not given.is_file():
+        raise UserError(f"{option}: no file {given}; check the path")
+    if len(photos) > 1:
+        raise UserError(f"{option} {given} is one file for {len(photos)} photos, expected a folder")
+    return given
+
+
+def camera_view(given: str | None, photo: Path, photos: Sequence[Path]) -> View | None:
+    """The view of ``--camera``: two angles in degrees, a file, or a folder. UserError for anything else."""
+    from facelab.errors import UserError
+    from facelab.inversion.photos import View, read_view
+
+    if given is None:
+        return None
+    if not Path(given).exists() and given.count(",") == 1:
+        try:
+            angles = [math.radians(float(part)) for part in given.split(",")]
+        except ValueError:
+            angles = [math.nan]
+        if not all(abs(angle) < math.pi / 2 for angle in angles):
+            raise UserError(f"--camera takes AZIMUTH,ELEVATION in degrees within -90..90, got {given!r}")
+        return View(*angles)
+    path = matching(Path(given), photo, photos, "--camera", CAMERA_KINDS)
+    assert path is not None
+    return read_view(path)

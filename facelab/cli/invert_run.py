@@ -1,0 +1,355 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What invert_cnerf does: sessions, groups of photos optimised side by side, tuning, what is written."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from torch import Tensor
+
+from facelab.api import FaceModel
+from facelab.cli.invert_results import told, write_result
+from facelab.data import reading
+from facelab.errors import Interrupted, UserError
+from facelab.generator import Codes
+from facelab.inference import pictures as pic
+from facelab.inversion import session as files
+from facelab.inversion import terms
+from facelab.inversion.loop import STEP, Inversion, InversionSettings, Report, Solution
+from facelab.inversion.perceptual_files import load_perceptual
+from facelab.inversion.photos import Prepared, View
+from facelab.inversion.problem import Problem, Target, Weighted
+from facelab.inversion.schedules import ramped_rate
+from facelab.inversion.session import Session
+from facelab.inversion.start import CodeStatistics
+from facelab.inversion.tuning import Tuning, TuningSettings, tunable
+from facelab.methods.cnerf import inversion as cnerf
+from facelab.progress import progress_bar
+from facelab.training.signals import StopRequest
+
+EVERY = 10  # steps between two rows of the curve
+SAME = ("method", "model_weights", "photo", "options", "perceptual_net")  # what a resumed session must share
+
+
+class Run:
+    """A model with everything that all photos share.
+
+    Args:
+        face: a CNeRF model.
+        model: where it came from.
+        options: of the command line that decide the result, plain values.
+        save_every: steps between two states on the disk.
+        progress: draw bars.
+    """
+
+    def __init__(self, face: FaceModel, model: str, options: dict[str, Any], save_every: int, progress: bool) -> None:
+        self.face, self.model, self.options = face, model, options
+        self.save_every, self.progress = save_every, progress
+        self.generator: Any = face.generator
+        self.settings = face.settings(ray_step_multiplier=1)
+        self.net: Any = load_perceptual(options["perceptual"]).to(face.device)
+        self.parts = [part.strip() for part in options["tune_parts"].split(",") if part.strip()]
+        tunable(self.generator, self.parts)  # a misspelt part is said before anything is computed
+        if options["noise"]:
+            cnerf.noise_maps(self.generator)
+
+    @property
+    def side(self) -> int:
+        """Pixels a side of the model's pictures."""
+        config = self.face.config
+        return config.model.resolution if config.model.stage == "full" else config.render.resolution
+
+    @functools.cached_property
+    def statistics(self) -> CodeStatistics:
+        """Where codes start and how far they spread."""
+        return cnerf.statistics(self.generator, seed=self.options["seed"])
+
+    @functools.cached_property
+    def weights(self) -> str:
+        """Names the model's weights."""
+        return files.digest(self.face.state)
+
+    def described(self, photo: Path) -> dict[str, Any]:
+        """What a session is begun with."""
+        import facelab
+
+        return {
+            "command": "invert_cnerf",
+            "facelab": facelab.__version__,
+            "method": self.face.method,
+            "model": self.model,
+            "model_weights": self.weights,
+            "photo": str(photo),
+            "perceptual_net": self.net.name,
+            "options": self.options,
+        }
+
+
+@dataclass
+class Job:
+    """One photo of a run: its folder, what it aims at, and where it stands (None: not begun)."""
+
+    name: str
+    session: Session
+    target: Target
+    view: View
+    state: dict[str, Tensor] | None
+
+    @property
+    def step(self) -> int:
+        """Steps made."""
+        return 0 if self.state is None else int(self.state[STEP])
+
+
+# ---------------------------------------------------------------- sessions
+
+
+def open_sessions(
+    run: Run, photos: Sequence[Path], out: Path, take: Callable[[Path], Prepared], resume: bool
+) -> list[Job]:
+    """Begin or reopen the folder of each photo; all photos are looked at before anything is computed.
+
+    Raises:
+        UserError: a photo that cannot be used, a session that was begun before (without ``resume``) or with other
+            options, a damaged one.
+    """
+    begun = [photo for photo in photos if Session(out / photo.stem).begun]
+    if begun and not resume:
+        folder = out / begun[0].stem
+        raise UserError(f"{folder} holds an inversion already; add --resume to go on with it, or choose another --out")
+    prepared = {photo: take(photo) for photo in photos if photo not in begun}
+    for photo, found in prepared.items():
+        if not aims(run.options, found.label_map is not None):
+            raise UserError(
+                f"{photo}: nothing to aim at, picture, perceptual (and mask) weights are 0; give one of them"
+            )
+    jobs = []
+    for photo in photos:
+        session = Session(out / photo.stem)
+        if photo in prepared:
+            _begin(run, session, photo, prepared[photo])
+        else:
+            session.expect(run.described(photo), SAME)
+        jobs.append(_open(run, session, photo.stem))
+    return jobs
+
+
+def aims(options: dict[str, Any], has_mask: bool) -> bool:
+    """Whether any loss looks at the photo."""
+    return bool(options["picture_weight"] or options["perceptual_weight"] or (has_mask and options["mask_weight"]))
+
+
+def _begin(run: Run, session: Session, photo: Path, found: Prepared) -> None:
+    for note in found.notes:
+        click.echo(f"{found.name}: {note}", err=True)
+    view = {"azimuth": found.view.azimuth, "elevation": found.view.elevation}
+    pic.save_png(session / files.TARGET, found.picture)
+    if found.label_map is not None:
+        pic.save_label_png(session / files.TARGET_MASK, found.label_map)
+    settings = {**run.described(photo), "view_radians": view, "has_mask": found.label_map is not None}
+    session.begin({**settings, "notes": list(found.notes)})
+
+
+def _open(run: Run, session: Session, name: str) -> Job:
+    """A session from its files."""
+    settings = session.settings()
+    numbers = settings.get("view_radians")
+    try:
+        view = View(float(numbers["azimuth"]), float(numbers["elevation"]))
+    except (KeyError, TypeError, ValueError):
+        raise UserError(
+            f"{session / files.SETTINGS}: expected view_radians with azimuth and elevation, got {numbers}; "
+            "choose another output folder"
+        ) from None
+    picture = np.asarray(reading.read_image(session / files.TARGET))
+    scores = labels = None
+    if settings.get("has_mask"):
+        label_map, _ = reading.read_mask(session / files.TARGET_MASK)
+        _expect_side(session / files.TARGET_MASK, label_map.shape, run.side)
+        scores, labels = cnerf.region_targets(label_map[None], run.generator)
+    _expect_side(session / files.TARGET, picture.shape[:2], run.side)
+    image = pic.from_uint8(torch.from_numpy(picture.copy()).permute(2, 0, 1)[None])
+    angles = torch.tensor([[view.azimuth, view.elevation]])
+    target = Target(image, cnerf.make_camera(angles, run.face.config.camera.fov), scores, labels)
+    return Job(name, session, target, view, session.read_state())
+
+
+def _expect_side(path: Path, shape: tuple[int, ...], side: int) -> None:
+    if tuple(shape) != (side, side):
+        raise UserError(
+            f"{path}: expected {side}x{side} pixels, got {shape[1]}x{shape[0]}; choose another output folder"
+        )
+
+
+# ---------------------------------------------------------------- running
+
+
+def run_all(run: Run, jobs: Sequence[Job], batch: int) -> None:
+    """All photos, ``batch`` side by side; those of a group stand at the same step and have a mask, or have none.
+
+    Raises:
+        Interrupted: Ctrl-C; the states are saved.
+    """
+    if run.net.metric != "lpips_vgg":
+        click.echo(f"no LPIPS file: the perceptual distance is {run.net.metric} ({run.net.name})", err=True)
+    with StopRequest() as stop:
+        for first in range(0, len(jobs), batch):
+            chunk = list(jobs[first : first + batch])
+            kinds = list(dict.fromkeys((job.step, job.target.scores is None) for job in chunk))
+            for kind in kinds:
+                group = [job for job in chunk if (job.step, job.target.scores is None) == kind]
+                _run_group(run, group, stop)
+
+
+def _run_group(run: Run, jobs: list[Job], stop: StopRequest) -> None:
+    problem = make_problem(run, joined([job.target for job in jobs]), [job.view for job in jobs])
+    inversion = make_inversion(run, problem)
+    states = [job.state for job in jobs if job.state is not None]
+    if states:
+        try:
+            inversion.restore(states)
+        except UserError as error:
+            raise UserError(f"{jobs[0].session / files.STATE}: {error}; remove it to begin anew") from error
+    curves = [job.session.losses(inversion.step) for job in jobs]
+
+    def save() -> None:
+        for i, job in enumerate(jobs):
+            job.session.save_state(inversion.state(i))
+            job.session.save_losses(curves[i])
+
+    name = jobs[0].name if len(jobs) == 1 else f"{len(jobs)} photos"
+    _drive(run, inversion, name, curves, save, stop)
+    solution = inversion.solution()
+    for i, job in enumerate(jobs):
+        alone = one_of(solution, i)
+        alone_problem = make_problem(run, job.target.to(run.face.device), [job.view])
+        write_result(run, job, alone, alone_problem)
+        if run.options["tune_steps"]:
+            tune(run, job, alone, stop)
+        click.echo(told(job))
+
+
+def _drive(
+    run: Run, stage: Any, name: str, curves: list[list[dict[str, Any]]], save: Callable[[], None], stop: StopRequest
+) -> None:
+    """Step until the end, saving now and then and when asked to stop. Interrupted in the latter case."""
+    with progress_bar(total=stage.steps, initial=stage.step, desc=name, show=run.progress, leave=False) as bar:
+        while not stage.finished:
+            if stop.requested:
+                save()
+                raise Interrupted(
+                    f"interrupted at step {stage.step} of {stage.steps} of {name}; saved, add --resume to go on"
+                )
+            report = stage.advance()
+            if report.step % EVERY == 0 or stage.finished:
+                for i, curve in enumerate(curves):
+                    curve.append(_row(report, i))
+                bar.set_postfix(loss=f"{float(report.total.mean()):.4f}", refresh=False)
+            if stage.step % run.save_every == 0 or stage.finished:
+                save()
+            bar.update()
+
+
+def _row(report: Report, photo: int) -> dict[str, Any]:
+    values = {name: float(value[photo]) for name, value in report.parts.items()}
+    return {"step": report.step, "total": float(report.total[photo]), **values}
+
+
+def tune(run: Run, job: Job, solution: Solution, stop: StopRequest) -> None:
+    """Tune a copy of the generator around a solution and write it with its pictures and numbers."""
+    o = run.options
+    problem = make_problem(run, job.target.to(run.face.device), [job.view], copy.deepcopy(run.generator))
+    rate = functools.partial(ramped_rate, steps=o["tune_steps"], base=o["tune_lr"])
+    tuning = Tuning(problem, solution, TuningSettings(o["tune_steps"], rate), run.parts)
+    state = job.session.read_state(files.TUNING)
+    if state is not None:
+        tuning.restore(state)
+    _drive(run, tuning, f"{job.name}, tuning", [], lambda: job.session.save_state(tuning.state(), files.TUNING), stop)
+    problem.generator.requires_grad_(False)  # type: ignore[attr-defined]
+    face = run.face
+    tuned = FaceModel(face._method, problem.generator, face.config, {**face.meta, "tuned_to": job.name}, face.path)
+    tuned.save(job.session / files.GENERATOR)
+    write_result(run, job, solution, problem, "tuned")
+
+
+# ---------------------------------------------------------------- the problem
+
+
+def make_problem(run: Run, target: Target, views: Sequence[View], generator: Any = None) -> Problem:
+    """Losses and cameras of a group of photos."""
+    generator = run.generator if generator is None else generator
+    o, device = run.options, run.face.device
+    target = target.to(device)
+    weighted = {
+        "picture": (o["picture_weight"], lambda: terms.picture_term),
+        "perceptual": (o["perceptual_weight"], lambda: terms.perceptual_term(run.net, target)),
+        "mask": (
+            o["mask_weight"] if target.scores is not None else 0.0,
+            lambda: terms.scores_term if o["mask_loss"] == "mse" else terms.labels_term(),
+        ),
+        "prior": (o["prior_weight"], lambda: terms.prior_term(run.statistics)),
+        "noise": (o["noise_weight"] if o["noise"] else 0.0, lambda: terms.noise_term),
+    }
+    chosen = {name: Weighted(weight, make()) for name, (weight, make) in weighted.items() if weight}
+    fov = run.face.config.camera.fov
+    return Problem(
+        generator,
+        target,
+        chosen,
+        run.settings,
+        make_scene=functools.partial(cnerf.make_scene, generator),
+        make_camera=lambda view: cnerf.make_camera(view, fov),
+        start_view=torch.tensor([[view.azimuth, view.elevation] for view in views], device=device),
+    )
+
+
+def make_inversion(run: Run, problem: Problem) -> Inversion:
+    """Learning rates are in standard deviations of what they move, the camera's in degrees."""
+    o, spread = run.options, run.statistics.spread.values
+    free = cnerf.free_codes(run.generator)
+    scale = float(torch.cat([spread[name].flatten() for name in free]).square().mean().sqrt())
+    rate = o["lr"] * scale
+    settings = InversionSettings(
+        o["steps"],
+        functools.partial(ramped_rate, steps=o["steps"], base=rate),
+        noise_factor=1 / scale,
+        view_factor=math.radians(o["camera_lr"]) / rate,
+    )
+    noise = cnerf.noise_maps(run.generator) if o["noise"] else None
+    average = run.statistics.average
+    return Inversion(problem, average, settings, free=free, noise=noise, move_view=o["refine_camera"])
+
+
+def joined(targets: Sequence[Target]) -> Target:
+    """Targets of several photos as one."""
+    from facelab.cameras import Camera
+
+    scores, labels = ([getattr(t, name) for t in targets] for name in ("scores", "labels"))
+    return Target(
+        torch.cat([t.picture for t in targets]),
+        Camera.cat([t.camera for t in targets]),
+        None if scores[0] is None else torch.cat(scores),
+        None if labels[0] is None else torch.cat(labels),
+    )
+
+
+def one_of(solution: Solution, photo: int) -> Solution:
+    """The solution of one photo."""
+    rows = slice(photo, photo + 1)
+    return Solution(
+        Codes({k: v[rows] for k, v in solution.codes.values.items()}),
+        {k: v[rows] for k, v in solution.noise.items()},
+        solution.camera[photo],
+        None if solution.view is None else solution.view[rows],
+        solution.total[rows],
+        {k: v[rows] for k, v in solution.parts.items()},
+    )
