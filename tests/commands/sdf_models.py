@@ -40,6 +40,8 @@ def make_model(kind: str, folder: Path, **reference: bool) -> Path:
     generator = method.build_generator(config)
     with torch.no_grad():
         generator.field_net.beta.fill_(0.02)
+        net = generator.field_net
+        (net.regions if hasattr(net, "regions") else net).rgb.weight.mul_(30)  # heads that differ visibly
         _level_out(generator)
     generator.update_averages()
     model = FaceModel(method, generator.eval(), config, {"step": 0, "images": 0}, folder)

@@ -57,7 +57,14 @@ class Ball:
 @pytest.mark.parametrize("kind", list(SETTINGS))
 def test_grids(kind: str, models: dict[str, Path], tmp_path: Path) -> None:
     labelled, full = kind.startswith("cnerf"), "volume" not in kind
-    layers = ["image", *(["mask", "blend"] if labelled else []), *(["raw"] if full else []), "depth", "normals", "shape"]
+    layers = [
+        "image",
+        *(["mask", "blend"] if labelled else []),
+        *(["raw"] if full else []),
+        "depth",
+        "normals",
+        "shape",
+    ]
     options = ("--seeds", 0, "--yaws", "-0.3,0.3", "--layers", ",".join(layers), "--voxel-resolution", 12)
     succeed("render_images", models[kind], *options, "--device", "cpu", "--out", tmp_path)
     side = 16 if full else 8
@@ -79,7 +86,18 @@ def test_grids(kind: str, models: dict[str, Path], tmp_path: Path) -> None:
 
 def test_regions_by_name_number_and_mode(models: dict[str, Path], tmp_path: Path) -> None:
     def grid(name: str, *options: object) -> np.ndarray:
-        common = ("--seeds", 0, "--yaws", "0", "--layers", "image,raw,mask", "--device", "cpu", "--out", tmp_path / name)
+        common = (
+            "--seeds",
+            0,
+            "--yaws",
+            "0",
+            "--layers",
+            "image,raw,mask",
+            "--device",
+            "cpu",
+            "--out",
+            tmp_path / name,
+        )
         result = succeed("render_images", models["cnerf"], *common, *options)
         stderr.append(result.stderr)
         return pixels(tmp_path / name / "grid_0.png")

@@ -65,9 +65,7 @@ def test_a_swap_exchanges_two_of_the_original_s_row_of_codes(generator: CNerfGen
     expected = Codes({"shape": row_b[None, ::2], "texture": row_b[None, 1::2], "decoder": b.values["decoder"]})
     made = swap_region(b, a, "hair")
     with torch.no_grad():
-        first, second, plain = (
-            generator.render(generator.scene(c), CAMERA, SETTINGS).rgb for c in (made, expected, b)
-        )
+        first, second, plain = (generator.render(generator.scene(c), CAMERA, SETTINGS).rgb for c in (made, expected, b))
     assert torch.equal(first, second) and not torch.equal(first, plain)
 
 
