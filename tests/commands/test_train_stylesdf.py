@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,28 @@ def test_a_second_stage_goes_on_without_its_first(volume: Path, full: Path, tmp_
     for group, tensors in whole.weights.items():
         assert all(torch.equal(parts.weights[group][key], value) for key, value in tensors.items()), group
     assert parts.meta["config"]["init_from"] == str(volume)  # type: ignore[index]
+
+
+def test_a_script_may_name_the_first_stage_again(volume: Path, tmp_path: Path) -> None:
+    """The same command with --resume auto, also when the first stage is gone; another one is a change."""
+    moved = tmp_path / "first"
+    shutil.copytree(volume, moved)
+    options = (*FULL, "--init-from", moved, "--resume", "auto", "--out", tmp_path / "run")
+    succeed("train_stylesdf", *options, "--max-steps", 1)
+    shutil.rmtree(moved)
+    succeed("train_stylesdf", *options)
+    assert load_checkpoint(tmp_path / "run").step == 2
+    line = refused(*FULL, "--init-from", volume, "--resume", "auto", "--out", tmp_path / "run")
+    assert f"init_from was '{moved}', now '{volume}'" in line
+
+
+def test_rows_cannot_change_the_stage(tmp_path: Path) -> None:
+    rows = "base: {}\nstages: [{{from_step: 0}}, {{from_step: 1, {}}}]\n"
+    debug = next(c.path for c in list_curricula("stylesdf") if c.name == "debug")
+    for change, words in {"stage: full": "stage from volume to full", "render.resolution: 16": "from 8 to 16"}.items():
+        (tmp_path / "mine.yaml").write_text(rows.format(debug, change))
+        line = refused(*QUIET, "--curriculum", tmp_path / "mine.yaml", "--out", tmp_path / "run")
+        assert "stages[1] changes" in line and words in line
 
 
 def test_fine_tuning_starts_from_everything(volume: Path, full: Path, tmp_path: Path) -> None:

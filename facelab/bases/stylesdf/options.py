@@ -209,10 +209,13 @@ def _start_full(options: dict[str, Any], config: Any) -> list[str]:
     from facelab.bases.stylesdf.training import METHOD
 
     path: Path | None = options.get("init_from")
-    if path is None and options.get("resume") is not None:
-        begun = _begun(options)
-        if begun is not None:
+    begun = _begun(options) if options.get("resume") is not None else None
+    if begun is not None:
+        if path is None:
             return [] if config.init_from else [f"init_from={json.dumps(begun.get('init_from', ''))}"]
+        if begun.get("init_from"):  # the file itself need not be there any more
+            options["init_from"] = None
+            return [f"init_from={json.dumps(str(path))}"]
     if path is not None:
         if METHOD.stored(path).config.stage == "full":
             return []  # fine-tuning: everything comes from the file
@@ -264,12 +267,28 @@ def stage_of(config: Any) -> str:
 
 
 def _resolved(method: str, options: Mapping[str, Any], overrides: list[str]) -> Any:
-    """The configuration that the command line asks for, in its first row."""
+    """The configuration that the command line asks for, in its first row.
+
+    UserError where a later row changes what holds for a whole run.
+    """
     from facelab.config import load_staged, resolve_curriculum
     from facelab.methods import load_config_type
 
     path = resolve_curriculum(method, options["curriculum"])
-    return load_staged(load_config_type(method), [path], [*overrides, *options["overrides"]]).at(0)
+    staged = load_staged(load_config_type(method), [path], [*overrides, *options["overrides"]])
+    first = staged.at(0)
+    for number, row in enumerate(staged.stages):
+        for name, value, before in (
+            ("stage", row.stage, first.stage),
+            ("init_from", row.init_from, first.init_from),
+            ("render.resolution", row.render.resolution, first.render.resolution),
+        ):
+            if value != before:
+                raise UserError(
+                    f"stages[{number}] changes {name} from {before} to {value}, which holds for a whole run; start a new "
+                    "one from it"
+                )
+    return first
 
 
 def describe() -> Mapping[str, str]:

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 import torch
 
+import facelab
 from facelab.bases.stylesdf import phases, stages
 from facelab.bases.stylesdf.config import StyleSdfConfig
 from facelab.bases.stylesdf.full_originals import build_generator, generator_to_original
 from facelab.bases.stylesdf.training import METHOD
+from facelab.cameras import Camera
 from facelab.checkpoints.format import load_checkpoint
 from facelab.config import StagedConfig, load_staged, resolve_curriculum
 from facelab.draws import Draws
@@ -370,6 +372,23 @@ def test_strided_groups_are_a_switch() -> None:
     for value, grouping in (("false", "contiguous"), ("true", "strided")):
         config = staged("debug_full", f"reference.strided_groups={value}").at(0)
         assert METHOD.discriminator_config(config).grouping == grouping
+
+
+def test_random_inference_draws_noise_for_each_picture(second: Path) -> None:
+    model = facelab.load(second)
+    camera = Camera.cat([model.camera(), model.camera()])
+    head = model.codes(1)
+    still = model.render(head, camera).rgb
+    assert torch.allclose(still[0], still[1], atol=1e-5)
+    generator: Any = model.generator
+    with torch.no_grad():
+        for block in generator.decoder.blocks:
+            block.conv1.noise_strength.fill_(0.5)
+    config = replace(model.config, reference=replace(model.config.reference, random_inference=True))
+    other = facelab.api.FaceModel(METHOD, generator, config, {}, second)
+    moved, again = (other.render(head, camera, seed=4).rgb for _ in range(2))
+    assert not torch.allclose(moved[0], moved[1], atol=1e-3) and torch.equal(moved, again)
+    assert not torch.allclose(other.render(head, camera, seed=5).rgb, moved, atol=1e-3)
 
 
 # ---------------------------------------------------------------- sample grids
