@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """All layers of the local generators at points, with the distance's gradient: the work of a training step in few passes.
 
-A step of the generator is bound by tensors of K x C numbers a point, which plain autograd writes and reads some 230
-times. :func:`evaluate` is one function with a backward written out: it keeps the arguments of the sines and nothing
-else, goes through the points in chunks whose inner tensors are gone before the next one begins, and has its sines,
-cosines and products in four functions that a compiler may turn into one pass each (``Plan.fused``).
+A step of the generator is bound by tensors of K x C numbers a point, and plain autograd keeps some ten of them.
+:func:`evaluate` is one function with a backward written out: it keeps the arguments of all sines but the first, goes
+through the points in chunks whose inner tensors are gone before the next one begins, and has its sines and cosines in
+four functions that a compiler may turn into one pass over memory each (``Plan.fused``).
 
 Formulas, for layers ``a_l = W_l s_(l-1) + b_l``, ``s_l = sin a_l``, and the distance ``h s_L``:
 ``q_L = h``, ``g_l = cos(a_l) q_l``, ``q_(l-1) = g_l W_l``, gradient ``g_1 W_1``.
@@ -176,7 +176,7 @@ class _Evaluate(torch.autograd.Function):
             pulled = _pull(arguments, weights, head_B, plan, plan.forwards)[1]
             slope = torch.bmm(pulled[0].to(weights[0].dtype), weights[0])
             found.append((masks, values, slope.unflatten(0, (scenes, regions)).sum(1)))
-            kept += arguments
+            kept += arguments[1:]  # the first ones cost three multiplications each
         ctx.plan = plan
         ctx.save_for_backward(points, mask, head, *tensors, *kept)
         masks, values, slopes = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
@@ -193,7 +193,7 @@ class _Evaluate(torch.autograd.Function):
         for number, start in enumerate(range(0, points.shape[1], size)):
             here = slice(start, start + size)
             rows = _rows(points[:, here], regions)
-            arguments = kept[number * count : (number + 1) * count]
+            arguments = [phase(rows, weights[0], biases[0]), *kept[number * (count - 1) : (number + 1) * (count - 1)]]
             slopes = _rows(d_slope[:, here], regions)
             masks, values = d_mask[:, :, here].flatten(0, 1), d_values[:, :, here].flatten(0, 1)
             _backwards(total, rows, arguments, weights, _Incoming(masks, values, slopes), plan)
@@ -237,10 +237,10 @@ def _layers(tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], int,
 
 
 def _layer_count(rest: Sequence[Tensor], points: Tensor, plan: Plan) -> int:
-    """L from 2 L weights and biases and L arguments of each chunk."""
+    """L from 2 L weights and biases and L - 1 arguments of each chunk."""
     scenes, regions, width = rest[0].shape[:3]
-    size = plan.points(scenes * regions, width)
-    return len(rest) // (2 + -(-points.shape[1] // size))
+    chunks = -(-points.shape[1] // plan.points(scenes * regions, width))
+    return (len(rest) + chunks) // (2 + chunks)
 
 
 def _for_scenes(weight: Tensor, scenes: int) -> Tensor:
