@@ -1,22 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A whole tri-plane rendering as one kernel, without gradient: coarse samples, importance samples, compositing.
+"""A whole tri-plane rendering as one kernel: coarse samples, importance samples, compositing; and its gradient.
 
 One program walks over a few rays. The samples of a ray are one tile: bilinear lookups of planes whose channels lie
 together, two small matrix products, weights of the coarse intervals, inverse-CDF samples, the same field there, and
 the compositing of both sets. Nothing but pixels is written; the features of both sets stay in registers.
 
 Both sets are in ascending order (coarse by construction, fine because the numbers they are drawn from are sorted),
-so they are merged by bisection: sample i of one set stands behind as many samples of the other as are smaller, and
+so they are merged by counting: sample i of one set stands behind as many samples of the other as are smaller, and
 the product of transmittances before it is a prefix of either set times a prefix of the other.
+
+Where a gradient is wanted the depths of all samples are kept too, ascending, and nothing else of the size of the
+samples. The backward takes them as constants (importance sampling has no gradient), computes the field of a ray once
+more, adds to the planes' gradient with atomics and leaves a sum of the decoder's gradients per program, which are
+added up afterwards. The order of the atomic additions, and with it the last digits of the planes' gradient, changes
+from run to run; the decoder's and the rays' do not. Gradients of first order only.
 
 The plain twin, with the same arguments in other clothes, is ``facelab.rendering.midpoint.render_midpoints``.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import torch
@@ -26,8 +31,21 @@ from cuda_ops import dispatch
 
 Decoder = tuple[Tensor, Tensor, Tensor, Tensor]
 Precision = Literal["fp32", "tf32", "fp16"]
-RAYS_PER_PROGRAM = 4
 MAX_SAMPLES = 256  # of either set
+_library = torch.library.Library("facelab", "FRAGMENT")
+_INPUTS = "Tensor planes, Tensor origins, Tensor directions, Tensor w1, Tensor b1, Tensor w2, Tensor b2"
+_SPEC = (
+    "int[] axes, float scale, bool concat, float near, float far, int samples, int importance, bool disparity, "
+    "bool white, str precision"
+)
+_library.define(
+    f"triplane_render({_INPUTS}, Tensor? limits, Tensor? jitter, Tensor? u, {_SPEC}, bool keep) "
+    "-> (Tensor, Tensor, Tensor)"
+)
+_library.define(
+    f"triplane_render_backward(Tensor d_features, Tensor d_scalars, {_INPUTS}, Tensor depths, {_SPEC}, "
+    "bool of_planes, bool of_rays) -> (Tensor, Tensor, Tensor, Tensor)"
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +61,8 @@ class TriplaneSpec:
         disparity: coarse samples evenly spaced in 1 / t.
         white: the missing opacity is added to every feature.
         precision: ``fp32`` splits the operands of the matrix products into three TF32 parts, ``tf32`` takes one,
-            ``fp16`` halves; half planes are read as they are. Sums are in float32.
+            ``fp16`` halves, and reads and interpolates the planes in halves; its gradients are ``tf32``. Sums are in
+            float32.
     """
 
     axes: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
@@ -57,6 +76,16 @@ class TriplaneSpec:
     white: bool = False
     precision: Precision = "fp32"
 
+    def arguments(self) -> tuple[Any, ...]:
+        """As the ops take them."""
+        return ([a for pair in self.axes for a in pair], *(getattr(self, field.name) for field in fields(self)[1:]))
+
+    @classmethod
+    def of(cls, axes: Sequence[int], *rest: Any) -> TriplaneSpec:
+        """Back from :meth:`arguments`."""
+        a, b, c, d, e, f = axes
+        return cls(((a, b), (c, d), (e, f)), *rest)
+
 
 @dataclass(frozen=True)
 class Rendering:
@@ -69,7 +98,7 @@ class Rendering:
 
 
 def problem(planes: Tensor, decoder: Decoder, spec: TriplaneSpec) -> str | None:
-    """Why the kernel cannot take these arguments, or None when it can."""
+    """Why the kernels cannot take these arguments, or None when they can."""
     hidden, channels = decoder[0].shape[0], planes.shape[2]
     features = decoder[2].shape[0] - 1
     for name, value in (("plane channels", channels), ("hidden width", hidden), ("features", features)):
@@ -101,7 +130,7 @@ def render_triplane(
     jitter: Tensor | None = None,
     u: Tensor | None = None,
 ) -> Rendering:
-    """Render N x R rays; no gradients.
+    """Render N x R rays. Planes, decoder, origins and directions may want gradients; the depths have none.
 
     Args:
         planes: (N or 1, 3, C, H, W), fastest as :func:`channels_last` leaves them.
@@ -115,8 +144,11 @@ def render_triplane(
 
     Raises:
         ValueError: shapes that do not fit each other.
-        RuntimeError: no kernel can run here (see :mod:`cuda_ops.dispatch`) or not with these sizes.
+        RuntimeError: no kernel can run here (see :mod:`cuda_ops.dispatch`) or not with these sizes; a second
+            derivative was asked for.
     """
+    inputs = (planes, origins, directions, *decoder)
+    keep = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
     reason = dispatch.triton_problem(planes.device) or problem(planes, decoder, spec)
     if reason is not None:
         raise RuntimeError(f"triplane_render: {reason}")
@@ -128,69 +160,90 @@ def render_triplane(
     _check("u", u, (n, r, spec.importance))
     if planes.ndim != 5 or planes.shape[1] != 3 or planes.shape[0] not in (1, n):
         raise ValueError(f"planes must be ({n} or 1, 3, C, H, W), got {tuple(planes.shape)}")
-    features = decoder[2].shape[0] - 1
-    out = planes.new_empty(n, r, features, dtype=torch.float32)
-    scalars = planes.new_empty(3, n, r, 1, dtype=torch.float32)
-    if n * r:
-        _launch(channels_last(planes), origins, directions, decoder, spec, limits, jitter, u, out, scalars)
-    return Rendering(out, *scalars.unbind(0))
+    features, scalars, _ = torch.ops.facelab.triplane_render(*inputs, limits, jitter, u, *spec.arguments(), keep)
+    return Rendering(features, *scalars.unbind(0))
 
 
-def _launch(
-    planes: Tensor,
-    origins: Tensor,
-    directions: Tensor,
-    decoder: Decoder,
-    spec: TriplaneSpec,
-    limits: Tensor | None,
-    jitter: Tensor | None,
-    u: Tensor | None,
-    out: Tensor,
-    scalars: Tensor,
-) -> None:
-    from cuda_ops.triplane_kernels import render_forward
+@torch.library.impl(_library, "triplane_render", "CompositeExplicitAutograd")
+def _render(
+    planes: Tensor, origins: Tensor, directions: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    from cuda_ops import triplane_launch
 
-    rays = origins.shape[0] * origins.shape[1]
-    channels, height, width = planes.shape[2:]
-    weights = [x.detach().float().contiguous() for x in decoder]
-    hidden, features = weights[0].shape[0], weights[2].shape[0] - 1
-    # ascending numbers give ascending samples, and their order does not change the picture
-    u = None if u is None else u.float().sort(-1).values
-    origins, directions = origins.float().contiguous(), directions.float().contiguous()
-    limits = None if limits is None else limits.float().contiguous()
-    jitter = None if jitter is None else jitter.float().contiguous()
-    tile = [max(16, 1 << (max(s, 1) - 1).bit_length()) for s in (spec.samples, spec.importance)]
-    (a0, b0), (a1, b1), (a2, b2) = spec.axes
-    kernel: Any = render_forward
-    kernel[(math.ceil(rays / RAYS_PER_PROGRAM),)](
-        planes,
-        origins,
-        directions,
-        origins if limits is None else limits,
-        origins if jitter is None else jitter,
-        origins if u is None else u,
-        *weights,
-        out,
-        scalars,
-        rays,
-        origins.shape[1],
-        0 if planes.shape[0] == 1 else 3 * height * width * channels,
-        height * width * channels,
-        height,
-        width,
-        float(spec.scale),
-        float(spec.near),
-        float(spec.far),
-        A0=a0, B0=b0, A1=a1, B1=b1, A2=a2, B2=b2,
-        C=channels, HIDDEN=hidden, F=features,
-        S=spec.samples, TS=tile[0], LOG_TS=tile[0].bit_length() - 1,
-        I=spec.importance, TI=tile[1], LOG_TI=tile[1].bit_length() - 1,
-        LIMITS=limits is not None, JITTER=jitter is not None, U=u is not None,
-        DISPARITY=spec.disparity, WHITE=spec.white, CONCAT=spec.concat,
-        HALF=spec.precision == "fp16", DOT="tf32x3" if spec.precision == "fp32" else "tf32",
-        RAYS=RAYS_PER_PROGRAM,
-        num_warps=max(4, max(tile) // 16),
-    )  # fmt: skip
+    spec, keep = TriplaneSpec.of(*rest[3:-1]), rest[-1]
+    return triplane_launch.forward(planes, origins, directions, (w1, b1, w2, b2), *rest[:3], spec, keep)
+
+
+@torch.library.register_fake("facelab::triplane_render", lib=_library)
+def _render_fake(
+    planes: Tensor, origins: Tensor, directions: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    spec, keep = TriplaneSpec.of(*rest[3:-1]), rest[-1]
+    n, r = origins.shape[:2]
+    empty = lambda *shape: planes.new_empty(shape, dtype=torch.float32)
+    kept = spec.samples + spec.importance if keep else 0
+    return empty(n, r, w2.shape[0] - 1), empty(3, n, r, 1), empty(n, r, kept)
+
+
+@torch.library.impl(_library, "triplane_render_backward", "CompositeExplicitAutograd")
+def _backward_op(d_features: Tensor, d_scalars: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    from cuda_ops import triplane_launch
+
+    planes, origins, directions, *decoder, depths = rest[:8]
+    spec, wanted = TriplaneSpec.of(*rest[8:-2]), rest[-2:]
+    w1, b1, w2, b2 = decoder
+    return triplane_launch.backward(
+        d_features, d_scalars, planes, origins, directions, (w1, b1, w2, b2), depths, spec, *wanted
+    )
+
+
+@torch.library.register_fake("facelab::triplane_render_backward", lib=_library)
+def _backward_fake(d_features: Tensor, d_scalars: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    planes, origins, _, *decoder = rest[:7]
+    of_planes, of_rays = rest[-2:]
+    empty = lambda *shape: planes.new_empty(shape, dtype=torch.float32)
+    n, _, c, h, w = planes.shape
+    d_planes = empty(n, 3, h, w, c).permute(0, 1, 4, 2, 3) if of_planes else empty(0)
+    d_rays = [empty(*origins.shape) if of_rays else empty(0) for _ in range(2)]
+    return d_planes, *d_rays, empty(sum(x.numel() for x in decoder))
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.spec = inputs[10:-1]
+    ctx.save_for_backward(*inputs[:7], output[2])
+    ctx.mark_non_differentiable(output[2])
+
+
+def _backward(ctx: Any, d_features: Tensor, d_scalars: Tensor, _: Tensor | None) -> tuple[Any, ...]:
+    *inputs, depths = ctx.saved_tensors
+    if depths.shape[-1] == 0:
+        raise RuntimeError("triplane_render: the gradient needs the depths, call it with keep=True")
+    needs = ctx.needs_input_grad
+    *found, flat = torch.ops.facelab.triplane_render_backward(
+        d_features, d_scalars, *inputs, depths, *ctx.spec, needs[0], needs[1] or needs[2]
+    )
+    decoder = inputs[3:]
+    parts = zip(flat.split([x.numel() for x in decoder]), decoder, strict=True)
+    found += [part.view(x.shape) for part, x in parts]
+    gradients = [g.to(x.dtype) if need else None for g, x, need in zip(found, inputs, needs)]
+    return *gradients, *[None] * (len(needs) - len(gradients))
+
+
+def _second_order(ctx: Any, *_: Any) -> tuple[Any, ...]:
+    raise RuntimeError(
+        "triplane_render has gradients of first order, but a second one is asked for; use "
+        "facelab.rendering.midpoint.render_midpoints (FACELAB_OPS=reference), which has all"
+    )
+
+
+def _setup_second(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    """Nothing is kept for what is refused."""
+
+
+torch.library.register_autograd("facelab::triplane_render", _backward, setup_context=_setup, lib=_library)
+torch.library.register_autograd(
+    "facelab::triplane_render_backward", _second_order, setup_context=_setup_second, lib=_library
+)
 
 
 def _check(name: str, x: Tensor | None, shape: Sequence[int]) -> None:

@@ -170,13 +170,14 @@ class TriplaneField(nn.Module):
     """Radiance field on three planes; directions are not used. Planes are an argument, nothing is kept.
 
     ``precision`` (a plain attribute, not part of the state) is that of the fused renderer's matrix products,
-    see :class:`cuda_ops.triplane_render.TriplaneSpec`; ``fp16`` also reads the planes as halves.
+    see :class:`cuda_ops.triplane_render.TriplaneSpec`; ``fp16`` also reads the planes as halves, ``auto`` is ``tf32``
+    where torch may round matrix products to TF32, else ``fp32``.
     """
 
     def __init__(self, config: TriplaneConfig) -> None:
         super().__init__()
         self.config = config
-        self.precision: Literal["fp32", "tf32", "fp16"] = "fp32"
+        self.precision: Literal["auto", "fp32", "tf32", "fp16"] = "auto"
         self.decoder = OSGDecoder(config.inputs, config.hidden, config.features, config.decoder_lr_mul)
 
     def forward(self, points: Tensor, planes: Tensor) -> FieldOutput:

@@ -26,10 +26,11 @@ def render_triplane(
 ) -> RenderOutput:
     """Render N x R rays of a tri-plane field.
 
-    On a GPU and without gradient the fused kernel of :mod:`cuda_ops.triplane_render` runs, in the precision of
-    ``field.precision``; with gradient, and for what the kernel does not have (density noise, normals, weights,
-    ``settings.reference``, disparities within a box), the plain renderer does, whose numbers are the same up to
-    rounding.
+    On a GPU the fused kernels of :mod:`cuda_ops.triplane_render` run, in the precision of ``field.precision``, with
+    gradients of first order for planes, decoder and rays. For what they do not have (density noise, normals, weights,
+    ``settings.reference``, disparities within a box; with gradient also coarse samples without one, limits that
+    depend on rays, deterministic algorithms) the plain renderer runs, whose numbers are the same up to rounding, and
+    which has gradients of every order.
 
     Args:
         planes: (N or 1, 3, C, H, W).
@@ -46,16 +47,15 @@ def render_triplane(
         ValueError: as the plain renderer.
     """
     spec = fused_spec(field, settings)
-    supported = not keep_weights and _has_kernel(settings, rays) and not _needs_gradient(planes, rays, field)
+    supported = not keep_weights and _has_kernel(settings, rays) and _has_gradient(planes, rays, field, settings)
     if not (supported and _wanted(planes, field, spec)):
         return render_midpoints(lambda points, _: field(points, planes), rays, settings, draws, keep_weights)
     check_midpoint_settings(settings)
     images, count = rays.origins.shape[:2]
     noise = RayNoise.draw(draws, settings, images, count, rays.origins.device, of_samples=True)
     rays = limit_rays(rays, settings)
-    stored = planes.half() if field.precision == "fp16" else planes
     seen = triplane_render.render_triplane(
-        stored,
+        planes,
         rays.origins,
         rays.directions,
         field.decoder.effective(),
@@ -74,8 +74,14 @@ def render_triplane(
 
 
 def fused_spec(field: TriplaneField, settings: RenderSettings) -> triplane_render.TriplaneSpec:
-    """What the fused kernel has to know of a field and of settings."""
+    """What the fused kernel has to know of a field and of settings.
+
+    A field of precision ``auto`` is rendered in TF32 where matrix products may be, else in fp32.
+    """
     first, second, third = PLANE_AXES[field.config.axes]
+    precision = field.precision
+    if precision == "auto":
+        precision = "tf32" if torch.backends.cuda.matmul.allow_tf32 else "fp32"
     return triplane_render.TriplaneSpec(
         axes=(first, second, third),
         scale=2 / field.config.box_side,
@@ -86,7 +92,7 @@ def fused_spec(field: TriplaneField, settings: RenderSettings) -> triplane_rende
         importance=settings.samples_fine,
         disparity=settings.spacing == "disparity",
         white=settings.background == "white",
-        precision=field.precision,
+        precision=precision,
     )
 
 
@@ -101,11 +107,16 @@ def _has_kernel(settings: RenderSettings, rays: Rays) -> bool:
     return not own and settings.far < settings.samples_coarse * settings.near
 
 
-def _needs_gradient(planes: Tensor, rays: Rays, field: TriplaneField) -> bool:
+def _has_gradient(planes: Tensor, rays: Rays, field: TriplaneField, settings: RenderSettings) -> bool:
+    """Whether the fused renderer has the gradients that are wanted, or none are."""
     if not torch.is_grad_enabled():
-        return False
-    inputs = (planes, rays.origins, rays.directions, *field.parameters())
-    return any(x.requires_grad for x in inputs)
+        return True
+    of_rays = rays.origins.requires_grad or rays.directions.requires_grad
+    of_limits = rays.limits is not None and rays.limits.requires_grad
+    if not (of_rays or of_limits or planes.requires_grad or any(x.requires_grad for x in field.parameters())):
+        return True
+    moving = of_limits or (of_rays and settings.box_side is not None and rays.limits is None)
+    return settings.coarse_gradient and not moving and not torch.are_deterministic_algorithms_enabled()
 
 
 def _wanted(planes: Tensor, field: TriplaneField, spec: triplane_render.TriplaneSpec) -> bool:
