@@ -5,17 +5,16 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from facelab.data.regions import REGION_PALETTE, colour_regions
-from facelab.files import atomic_path
 from facelab.generator import GeneratorOutput
 from facelab.inference import pictures as pic
 from facelab.inference.latent_files import save_codes
+from facelab.inference.sessions import save_noise
 from facelab.inversion import session as files
 from facelab.inversion.loop import Solution
 from facelab.inversion.measure import measure
@@ -55,7 +54,7 @@ def write_result(run: Run, job: Job, found: Solution, problem: Problem, prefix: 
         return
     save_codes(session / files.LATENTS, found.codes, face.method)
     if found.noise:
-        _save_noise(session / files.NOISE, found.noise)
+        save_noise(session.folder, found.noise)
     session.save_json(files.METRICS, {"photo": job.name, **numbers, **_about(run, job, found)})
 
 
@@ -96,13 +95,6 @@ def _comparison(target: Target, output: GeneratorOutput) -> Tensor:
         wrong = (found != target.labels).to(torch.uint8)[:, None].expand(-1, 3, -1, -1) * 255
         cells += [pic.labels_to_rgb(target.labels, palette), pic.labels_to_rgb(found, palette), wrong]
     return pic.image_grid(torch.cat([cell.cpu() for cell in cells]), 3)
-
-
-def _save_noise(path: Path, noise: dict[str, Tensor]) -> None:
-    from safetensors.torch import save_file
-
-    with atomic_path(path) as temporary:
-        save_file({name: value.cpu().contiguous() for name, value in noise.items()}, temporary)
 
 
 def read_metrics(session: Session) -> dict[str, Any]:

@@ -162,7 +162,7 @@ def _begin(run: Run, session: Session, photo: Path, found: Prepared) -> None:
 def _open(run: Run, session: Session, name: str) -> Job:
     """A session from its files."""
     settings = session.settings()
-    numbers = settings.get("view_radians")
+    numbers: Any = settings.get("view_radians")
     try:
         view = View(float(numbers["azimuth"]), float(numbers["elevation"]))
     except (KeyError, TypeError, ValueError):

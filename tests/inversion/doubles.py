@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -75,5 +75,9 @@ def make_problem(target: Target, start_view: Tensor | None = None, terms: dict[s
     """Picture and segmentation, and what else is given by name."""
     weighted = {"picture": Weighted(1.0, picture_term), "mask": Weighted(0.5, scores_term)}
     weighted |= {name: Weighted(1.0, term) for name, term in (terms or {}).items()}
-    cameras: Callable[[Tensor], Camera] = lambda view: sphere_camera(view[:, 0], view[:, 1])  # noqa: E731
-    return Problem(Double(), target, weighted, SETTINGS, make_camera=cameras, start_view=start_view)
+    return Problem(Double(), target, weighted, SETTINGS, make_camera=look_from, start_view=start_view)
+
+
+def look_from(view: Tensor) -> Camera:
+    """(N, 2) azimuth and elevation -> cameras."""
+    return sphere_camera(view[:, 0], view[:, 1])

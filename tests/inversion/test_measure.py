@@ -27,10 +27,9 @@ def test_ssim_is_that_of_scikit_image() -> None:
     metrics = pytest.importorskip("skimage.metrics", reason="scikit-image is not installed")
     a, b = pictures(1), pictures(1) * 0.5 + pictures(2) * 0.3
     for x, y, got in zip(a, b, ssim(b, a), strict=True):
-        expected = metrics.structural_similarity(
-            x.double().numpy() / 2 + 0.5, y.double().numpy() / 2 + 0.5, data_range=1.0, channel_axis=0, gaussian_weights=True, sigma=1.5,
-            use_sample_covariance=False,
-        )  # fmt: skip
+        first, second = (v.double().numpy() / 2 + 0.5 for v in (x, y))
+        options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+        expected = metrics.structural_similarity(first, second, data_range=1.0, channel_axis=0, **options)
         assert float(got) == pytest.approx(expected, abs=1e-9)
     torch.testing.assert_close(ssim(a, a), torch.ones(2, dtype=torch.float64))
     with pytest.raises(ValueError, match="11 pixels"):
@@ -38,7 +37,7 @@ def test_ssim_is_that_of_scikit_image() -> None:
 
 
 def test_all_numbers_of_a_perfect_and_a_worse_picture() -> None:
-    target, codes = own_pictures(Double(), torch.zeros(2, 2))
+    target, _ = own_pictures(Double(), torch.zeros(2, 2))
     assert target.scores is not None
     labels = target.scores.argmax(1)
     labels[:, :4] = -1
