@@ -18,6 +18,7 @@ COMMANDS = {  # name -> (module, attribute)
     "prepare-data": ("facelab.cli.prepare", "prepare_data"),
     "prepare-photo": ("facelab.cli.photos", "prepare_photo"),
     "make-synthetic-heads": ("facelab.cli.heads", "make_synthetic_heads"),
+    "edit-cnerf": ("facelab.cli.edit_cnerf", "edit_cnerf"),
     "invert-cnerf": ("facelab.cli.invert", "invert_cnerf"),
     "train-parser": ("facelab.cli.parser", "train_parser"),
     "weights": ("facelab.cli.weights", "weights"),

@@ -375,7 +375,7 @@ def films_path(name: str, frames: int, face: Any, fov: float | None) -> Any:
     """The camera path of the film."""
     from facelab.cli import films
 
-    return films.camera_path(name, frames, face.view.fov if fov is None else fov)
+    return films.camera_path(name, frames, face.view.fov if fov is None else fov, face=face)
 
 
 def write_film(face: Any, path: Path, edits: Sequence[Edit], settings: Any, cameras: Any, fps: float) -> None:

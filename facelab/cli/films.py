@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from facelab.cameras.trajectories import Trajectory, keyframe_trajectory, read_keyframes, trajectory
 from facelab.cli import pictures
+from facelab.cli.regions import sphere_prior
 from facelab.cli.shapes import ShapeOptions, ShapePictures, write_shapes
 from facelab.errors import UserError
 from facelab.files import atomic_path, make_folder
@@ -23,6 +25,7 @@ from facelab.inference.latent_files import read_codes
 from facelab.inference.video import FrameSink
 from facelab.progress import progress_bar
 
+SPHERE_PATHS = {"stylesdf": False, "stylesdf_level": True}  # of the original's videos; whether at elevation 0
 NAMED_HEADS = 8  # a file name lists so many seeds
 
 
@@ -109,8 +112,18 @@ def fill_cells(heads: Sequence[Codes], columns: int, rows: int) -> list[list[Cod
     return [list(heads[i * each : (i + 1) * each]) for i in range(count)]
 
 
-def camera_path(name: str, frames: int, fov: float, *, zoom: bool = False, reference: bool = False) -> Trajectory:
-    """A path by its name or from a keyframe file (``.yaml``, ``.yml``, ``.json``)."""
+def camera_path(
+    name: str, frames: int, fov: float, *, zoom: bool = False, reference: bool = False, face: Any = None
+) -> Trajectory:
+    """A path by its name or from a keyframe file (``.yaml``, ``.yml``, ``.json``).
+
+    ``face``: the model whose training cameras the paths :data:`SPHERE_PATHS` are made of.
+    """
+    if name in SPHERE_PATHS:
+        cameras = sphere_prior(face, f"--trajectory {name}").film(frames, level=SPHERE_PATHS[name])
+        assert cameras.angles is not None
+        pitch, yaw = cameras.angles.unbind(1)
+        return Trajectory(torch.linspace(0, 1, frames), pitch, yaw, torch.full((frames,), float(fov)))
     if Path(name).suffix in (".yaml", ".yml", ".json"):
         return keyframe_trajectory(read_keyframes(name, fov), frames)
     return trajectory(name, frames, fov, zoom=zoom, reference=reference)

@@ -67,19 +67,25 @@ def showing(face: Any, semantics: str | None, mode: str | None) -> Any:
     return face.only(named_regions(face, semantics), None if mode is None else mode == "carve")
 
 
-def preset_cameras(face: Any, name: str, fov: float | None) -> Any:
-    """Cameras of a preset: ``row``, CNeRF's ten in a row; ``fixed``, StyleSDF's thirteen. UserError for other methods.
-
-    Args:
-        fov: full field of view in degrees, None: as trained.
-    """
+def sphere_prior(face: Any, option: str) -> Any:
+    """The distribution of a model's training cameras, for presets. UserError where it is none of StyleSDF's."""
     from facelab.cameras.sphere import SpherePrior
     from facelab.errors import UserError
 
     prior = getattr(face.view, "prior", None)
     prior = prior() if callable(prior) else prior
     if not isinstance(prior, SpherePrior):
-        raise UserError(f"--views is for StyleSDF and CNeRF models, this is a {face.method} model; give --yaws instead")
+        raise UserError(f"{option} is for StyleSDF and CNeRF models, this is a {face.method} model; choose other views")
+    return prior
+
+
+def preset_cameras(face: Any, name: str, fov: float | None) -> Any:
+    """Cameras of a preset: ``row``, CNeRF's ten in a row; ``fixed``, StyleSDF's thirteen. UserError for other methods.
+
+    Args:
+        fov: full field of view in degrees, None: as trained.
+    """
+    prior = sphere_prior(face, f"--views {name}")
     prior = prior if fov is None else replace(prior, fov=fov)
     return (prior.row() if name == "row" else prior.fixed_views()).to(face.device)
 

@@ -35,7 +35,7 @@ from facelab.cli.shapes import (
     write_shapes,
 )
 
-TRAJECTORIES = "front, eg3d, sphere, orbit, rotation_horizontal, zoom, non_rotation ..."
+TRAJECTORIES = "front, eg3d, stylesdf, stylesdf_level, sphere, orbit, rotation_horizontal, zoom, non_rotation ..."
 LAYERS = (
     "image, raw (before super-resolution), mask, blend, depth, normals, shape (shaded mesh, cut out of the density)"
 )
@@ -282,7 +282,7 @@ def render_video(
     cells = films.fill_cells([codes for _, codes in heads], columns, rows)
     length = w_frames * len(cells[0]) if w_frames else num_frames or PAIR_FRAMES
     fov = face.view.fov if fov is None else fov
-    path = films.camera_path(trajectory, length, fov, zoom=zoom, reference=reference)
+    path = films.camera_path(trajectory, length, fov, zoom=zoom, reference=reference, face=face)
     folder = make_folder(out)
     target = folder / f"interp_{latent_type}_{title}.mp4"
     with ExitStack() as stack:

@@ -14,6 +14,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from facelab.cli.convert import convert_checkpoint
+from facelab.cli.edit_cnerf import edit_cnerf
 from facelab.cli.render import extract_mesh, render_images, render_video
 from facelab.cli.train import train_command
 from tests.conftest import CHECKOUT
@@ -26,6 +27,7 @@ COMMANDS: dict[str, click.Command] = {
     "render_images": render_images,
     "render_video": render_video,
     "extract_mesh": extract_mesh,
+    "edit_cnerf": edit_cnerf,
     "convert_checkpoint": convert_checkpoint,
 }
 QUIET = ("--device", "cpu", "--set", "log.progress=false", "--set", "log.samples_every=0")

@@ -193,6 +193,24 @@ def test_film_of_regions(models: dict[str, Path], tmp_path: Path) -> None:
     assert colors <= {REGION_PALETTE[0], REGION_PALETTE[1]} and not np.array_equal(films["whole"], films["face"])
 
 
+def test_camera_paths_of_the_original_s_videos(models: dict[str, Path], tmp_path: Path) -> None:
+    """azimuth 1.5 * 0.3 cos 2 pi t, elevation 1.5 * 0.15 sin 2 pi t, or 0; closed."""
+    model = facelab.load(models["stylesdf_volume"])
+    for name, elevation in (("stylesdf", 0.225), ("stylesdf_level", 0.0)):
+        common = ("--seeds", 0, "--trajectory", name, "--num-frames", 5, "--layers", "image", "--device", "cpu")
+        succeed("render_video", models["stylesdf_volume"], *common, "--frames", "--out", tmp_path)
+        folder = tmp_path / "frames_both_0"
+        frames = [pixels(path) for path in sorted(folder.iterdir())]
+        folder.rename(tmp_path / name)
+        assert np.array_equal(frames[0], frames[4])
+        expected = model.render(model.codes(0, 0.5), model.camera(pitch=elevation)).rgb[0]
+        levels = ((expected + 1) * 127.5 + 0.5).clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
+        assert np.abs(levels.astype(int) - frames[1].astype(int)).max() <= 1
+        side = model.render(model.codes(0, 0.5), model.camera(yaw=-0.45)).rgb[0]
+        levels = ((side + 1) * 127.5 + 0.5).clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
+        assert np.abs(levels.astype(int) - frames[0].astype(int)).max() <= 1
+
+
 def test_sessions_are_read_with_their_noise(models: dict[str, Path], tmp_path: Path) -> None:
     from facelab.inference.sessions import read_noise, save_noise
     from facelab.nn.stylegan2.noise import const_noise
@@ -326,7 +344,8 @@ def test_refusals(
 def test_others_have_no_regions_and_no_rays_to_align(tmp_path: Path) -> None:
     model = "fenerf_synthetic_64"
     for command, arguments, message in (
-        ("render_images", ("--views", "row"), "--views is for StyleSDF and CNeRF models"),
+        ("render_images", ("--views", "row"), "--views row is for StyleSDF and CNeRF models"),
+        ("render_video", ("--trajectory", "stylesdf"), "--trajectory stylesdf is for StyleSDF and CNeRF models"),
         ("render_images", ("--double-truncation",), "the original truncates the codes of this fenerf model once"),
         ("extract_mesh", ("--aligned", "--voxel-resolution", 8), "this model has densities"),
     ):
