@@ -113,38 +113,36 @@ class Variant:
         precision: of the run, ``train.precision``.
         settings: of a run.
         gradient: how the distance's gradient is found.
-        fused: the field's passes are compiled.
         compiled: the whole field is.
-        field: what its products take.
     """
 
     precision: str = "fp32"
     settings: tuple[str, ...] = ()
     gradient: str = "layers"
-    fused: bool = False
     compiled: bool = False
-    field: str = "fp32"
 
 
 RESIDUAL = "reference.residual_eikonal=true"  # derivatives by autograd do not see the base
 RECOMPUTE = "render.recompute=true"
 LAST = "discriminator.channels_last=true"
+FUSED = "render.fused=true"  # the field's passes are compiled
+HALF = "render.precision=fp16"  # what the field's products take
 VARIANTS: dict[str, Variant] = {
     "fp32": Variant(),
     "fp32+residual": Variant(settings=(RESIDUAL,)),
     "fp32+autograd": Variant(settings=(RESIDUAL,), gradient="autograd"),
-    "fp32+fused": Variant(fused=True),
+    "fp32+fused": Variant(settings=(FUSED,)),
     "fp32+recompute": Variant(settings=(RECOMPUTE,)),
     "fp32+compiled": Variant(compiled=True),
     "tf32": Variant("tf32"),
     "tf32+autograd": Variant("tf32", (RESIDUAL,), gradient="autograd"),
     "tf32+channels_last": Variant("tf32", (LAST,)),
-    "tf32+fused": Variant("tf32", fused=True),
-    "tf32+fused+channels_last": Variant("tf32", (LAST,), fused=True),
-    "tf32+fused+recompute": Variant("tf32", (RECOMPUTE,), fused=True),
+    "tf32+fused": Variant("tf32", (FUSED,)),
+    "tf32+fused+channels_last": Variant("tf32", (FUSED, LAST)),
+    "tf32+fused+recompute": Variant("tf32", (FUSED, RECOMPUTE)),
     "tf32+compiled": Variant("tf32", compiled=True),
-    "tf32+fp16": Variant("tf32", field="fp16"),
-    "tf32+fp16+fused+channels_last": Variant("tf32", (LAST,), fused=True, field="fp16"),
+    "tf32+fp16": Variant("tf32", (HALF,)),
+    "tf32+fp16+fused+channels_last": Variant("tf32", (HALF, FUSED, LAST)),
 }
 USUAL = (
     "fp32+autograd",
@@ -195,14 +193,23 @@ class CompiledGenerator(CNerfGenerator):
         return CompiledBound(super().field(*arguments, **options))
 
 
-def build(config: Any, variant: Variant | None = None) -> CNerfGenerator:
-    """A generator with the run's first weights, which computes in the variant's way."""
-    variant = Variant() if variant is None else variant
-    source = Draws(config.train.seed).at(phase="init").generator("generator")
-    kind = CompiledGenerator if variant.compiled else CNerfGenerator
-    generator = kind(Cnerf().generator_config(config), source)
-    generator.field_net.precision, generator.field_net.fused = variant.field, variant.fused  # type: ignore[assignment]
-    return generator
+class Measured(Cnerf):
+    """CNeRF computed in a variant's way, on smooth random pictures."""
+
+    def __init__(self, variant: Variant | None = None) -> None:
+        self.variant = Variant() if variant is None else variant
+
+    def build_generator(self, config: Any) -> CNerfGenerator:
+        generator = super().build_generator(config)
+        if self.variant.compiled:
+            generator.__class__ = CompiledGenerator
+        return generator
+
+    def dataset(self, config: Any) -> Any:
+        return Patterns(config.render.resolution)
+
+    def stages(self, config: Any) -> list[TrainStage]:
+        return [MeasuredStage(config, self.variant.gradient).stage()]
 
 
 # ---------------------------------------------------------------- the renderer alone
@@ -220,7 +227,7 @@ class RendererCase:
     @classmethod
     def make(cls, sizes: Sizes, variant: Variant, batch: int, device: torch.device) -> RendererCase:
         config = sizes.config(*variant.settings).at(0)
-        generator = build(config, variant).to(device)
+        generator = Measured(variant).build_generator(config).to(device)
         latents = sample_latents(generator.latent_spec, Draws(0), batch, device)
         return cls(generator, config, generator.map(latents).map(Tensor.detach), cameras(batch, device))
 
@@ -298,7 +305,7 @@ def beside(name: str, batch: int, row: Row, variant: Variant) -> Row:
 def bench_pictures(report: Report, sizes: Sizes, device: torch.device, presets: Sequence[str]) -> None:
     """A whole picture of the full model from latents on: mapping, volume rendering, decoder."""
     config = sizes.config("model.stage=full", f"model.resolution={sizes.picture}").at(0)
-    generator = build(config).to(device).eval().requires_grad_(False)
+    generator = Measured().build_generator(config).to(device).eval().requires_grad_(False)
     settings = config.render.settings(config.camera.radius)
     for batch in sizes.batches:
         camera, latents = cameras(batch, device), sample_latents(generator.latent_spec, Draws(0), batch, device)
@@ -352,22 +359,6 @@ class MeasuredStage(VolumeStage):
         if options.gradient != "none":
             options = replace(options, gradient=self.gradient)  # type: ignore[arg-type]
         return super().render(ctx, draws, options)
-
-
-class Measured(Cnerf):
-    """CNeRF with the pictures above, computed in a variant's way."""
-
-    def __init__(self, variant: Variant) -> None:
-        self.variant = variant
-
-    def build_generator(self, config: Any) -> CNerfGenerator:
-        return build(config, self.variant)
-
-    def dataset(self, config: Any) -> Any:
-        return Patterns(config.render.resolution)
-
-    def stages(self, config: Any) -> list[TrainStage]:
-        return [MeasuredStage(config, self.variant.gradient).stage()]
 
 
 class Unsaved(Trainer):

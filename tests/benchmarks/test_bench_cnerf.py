@@ -136,8 +136,11 @@ def test_full_size_is_the_originals() -> None:
     for variant in bench_cnerf.VARIANTS.values():
         settings = (f"train.precision={variant.precision}", *variant.settings)
         config = bench_cnerf.Sizes().config(*settings).at(0)
-        net = bench_cnerf.build(bench_cnerf.TINY.config(*settings).at(0), variant).field_net
-        assert (net.precision, net.fused, config.train.precision) == (variant.field, variant.fused, variant.precision)
+        net = bench_cnerf.Measured(variant).build_generator(bench_cnerf.TINY.config(*settings).at(0)).field_net
+        assert (net.precision == "fp16") == (bench_cnerf.HALF in settings) and net.fused == (
+            bench_cnerf.FUSED in settings
+        )
+        assert config.train.precision == variant.precision
 
 
 @pytest.mark.parametrize(

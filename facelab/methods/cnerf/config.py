@@ -106,6 +106,8 @@ class RenderConfig:
     static_views: bool = True  # at inference the field sees view directions in the camera's own axes
     max_points: int = 2_400_000  # evaluations of a local generator at a time without gradient
     recompute: bool = False  # keep no activations of the field for the backward
+    precision: Literal["fp32", "fp16"] = "fp32"  # what the products of the field take; fp16 for tensor cores of a GPU
+    fused: bool = False  # compile the passes of the first stage's generator step, for a GPU
 
     def settings(
         self, radius: float, resolution: int | None = None, samples: int | None = None, *, training: bool = False

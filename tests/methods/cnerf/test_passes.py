@@ -10,9 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from facelab.config import from_dict
 from facelab.methods.cnerf import passes
+from facelab.methods.cnerf.config import CnerfConfig
 from facelab.methods.cnerf.field import CNerfField, CNerfFieldConfig, distance_gradient, run_layers
 from facelab.methods.cnerf.passes import Evaluation, Plan, evaluate
+from facelab.methods.cnerf.training import Cnerf
 from facelab.nn.film import FilmLinear
 
 SCENES, REGIONS, POINTS, WIDTH = 2, 3, 11, 8
@@ -174,6 +177,13 @@ def test_half_precision_of_pictures(features: bool) -> None:
         gradient, other = (net.with_gradient(points, directions) for net in (exact, half))
         torch.testing.assert_close(other[0].sdf, b.sdf, rtol=1e-5, atol=1e-6)  # training renders what pictures show
         assert float((gradient[1] - other[1]).norm() / gradient[1].norm()) < 5e-3
+
+
+def test_settings_reach_the_field() -> None:
+    small = ["model.width=8", "model.style_dim=8", "model.depth=1"]
+    for more, wanted in (([], ("fp32", False)), (["render.precision=fp16", "render.fused=true"], ("fp16", True))):
+        net = Cnerf().build_generator(from_dict(CnerfConfig, {}, [*small, *more]).at(0)).field_net
+        assert (net.precision, net.fused) == wanted
 
 
 def test_half_precision_trains_alike() -> None:
