@@ -3,6 +3,7 @@
 
     python tests/benchmarks/bench_eg3d.py [--out FILE] [--only pictures,renderer,training] [--presets fp16,bf16]
                                           [--variants tf32,tf32+fp16+channels_last] [--rays 64,128] [--tiny]
+    python tests/benchmarks/bench_eg3d.py --only renderer --sweep [--precisions tf32,fp16]
 
 Everything runs as users run it: pictures through :func:`facelab.inference.fast.accelerate`, phases through the
 Trainer. Learning rates are 0 in training, so that every variant sees the same weights and the same random numbers at
@@ -26,16 +27,15 @@ What an image costs, in multiply-adds (MAC) and bytes, and what to try first in 
   R1 stays as it is (variant ``compiled``, runs when named).
 - Folding styles into the weights (``fused``) means a copy of every weight per sample, forward and backward, and grouped
   kernels: off in training. For one picture it is a plain convolution and saves two passes over the features.
-- The renderer's backward needs at least 32 + 64 + 33 numbers of every sample point, 516 bytes; a batch of 4 at 128^2
+- The plain renderer's backward needs at least 32 + 64 + 33 numbers of every sample point, 516 bytes; a batch of 4 at 128^2
   rays has 6.3 M points. It adds 3 x 4 x 32 floats a point to the planes with atomics. ``recompute`` trades the
-  memory for another forward.
+  memory for another forward. The fused one keeps the depths alone, 4 bytes a point.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
-import itertools
 import math
 import statistics
 import sys
@@ -52,26 +52,20 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import eg3d_renderer
 from measuring import Report, Row, chosen, spread, timed, versions
 
-from cuda_ops.triplane_render import channels_last
 from facelab.bases.eg3d.config import Eg3dConfig
 from facelab.bases.eg3d.model import TriPlaneGeneratorConfig
 from facelab.bases.eg3d.training import Eg3d, Schedule
 from facelab.cameras.camera import Camera
 from facelab.cameras.orbit import orbit_camera
-from facelab.cameras.rays import Rays, make_rays
 from facelab.config import load_staged, resolve_curriculum
 from facelab.data.batch import Batch
 from facelab.draws import Draws
-from facelab.fields.triplane import TriplaneField
 from facelab.generator import sample_latents
 from facelab.inference.fast import PRESETS, FastGenerator, accelerate, measure_error
 from facelab.nn.stylegan2.precision import Precision
-from facelab.rendering.integrators import RenderOutput
-from facelab.rendering.midpoint import render_midpoints
-from facelab.rendering.settings import RenderSettings
-from facelab.rendering.triplane import render_triplane
 from facelab.training.distributed import Distributed
 from facelab.training.loop import Callback, Trainer
 from facelab.training.precision import device_switches
@@ -183,81 +177,14 @@ def picture(fast: FastGenerator, latents: Any, camera: Camera, settings: Any) ->
 # ---------------------------------------------------------------- the renderer alone
 
 
-@dataclass(frozen=True)
-class RendererCase:
-    """Random planes, rays and a field on the device."""
-
-    field: TriplaneField
-    planes: Tensor
-    rays: Rays
-    settings: RenderSettings
-    weights: Tensor  # of the features, for a loss
-
-    @classmethod
-    def make(cls, sizes: Sizes, device: torch.device) -> RendererCase:
-        config = sizes.config().stages[-1]
-        architecture = Eg3d().generator_config(config)
-        source = torch.Generator().manual_seed(0)
-        field = TriplaneField(architecture.field)
-        field.reset_parameters(source)
-        side, channels, n = architecture.plane_resolution, architecture.field.channels, sizes.renderer_batch
-        planes = torch.randn(n, 3, channels, side, side, generator=source).to(device)
-        weights = torch.randn(n, sizes.rendering**2, architecture.field.features, generator=source).to(device)
-        rays = make_rays(cameras(n, device), sizes.rendering, "centers")
-        settings = config.render.settings(config.model.box_side, sizes.rendering)
-        return cls(field.to(device), planes, rays, settings, weights)
-
-    def plain(self, settings: RenderSettings | None = None, draws: Draws | None = None) -> RenderOutput:
-        field, planes = self.field, self.planes
-        return render_midpoints(lambda points, _: field(points, planes), self.rays, settings or self.settings, draws)
-
-    def fused(self, planes: Tensor) -> RenderOutput:
-        return render_triplane(planes, self.rays, self.field, self.settings)
-
-    def backward(self, settings: RenderSettings) -> None:
-        """With random depths, as in training."""
-        features = self.plain(settings.replace(jitter=True), Draws(0)).features
-        assert features is not None
-        torch.autograd.grad((features * self.weights).sum(), [self.planes, *self.field.parameters()])
-
-
-def bench_renderer(report: Report, sizes: Sizes, device: torch.device) -> None:
-    """Coarse samples, resampling, fine samples, compositing; the plain one also with backward."""
-    case = RendererCase.make(sizes, device)
-    about = {"batch": len(case.planes), "rays": len(case.rays)}
-    about |= {"samples": [case.settings.samples_coarse, case.settings.samples_fine]}
-
-    def measured(name: str, work: Callable[[], Any], **more: Any) -> Row:
-        row = {**timed(work, device, sizes.repeats, sizes.warmup), **more}
-        ms, gib = ORIGINAL[name]
-        return {**row, "original_milliseconds": ms, "original_gib": gib, "ratio": row["milliseconds"] / ms}
-
-    def forward(implementation: str) -> Row:
-        work: Callable[[], Any] = case.plain
-        with torch.no_grad():
-            exact = case.plain()
-            if implementation != "plain":
-                case.field.precision = implementation  # type: ignore[assignment]
-                work = functools.partial(case.fused, channels_last(case.planes))
-            got = work()
-            pairs = {"features": (got.features, exact.features), "depth": (got.depth, exact.depth)}
-            error = {key: float((a - b).abs().max()) for key, (a, b) in pairs.items()}
-            del got, exact, pairs
-            return measured("renderer_forward", work, max_error=error)
-
-    for implementation in ("plain", "fp32", "tf32", "fp16"):
-        row = {"case": "renderer_forward", **about, "implementation": implementation}
-        if implementation != "plain" and device.type != "cuda":
-            report.add({**row, "failed": "the fused renderer needs a CUDA GPU"})
-        else:
-            report.attempt(row, functools.partial(forward, implementation))
-    case.field.precision = "fp32"
-    case.planes.requires_grad_()
-    for precision, recompute in itertools.product(("fp32", "tf32"), (False, True)):
-        row = {"case": "renderer_forward_backward", **about, "precision": precision, "recompute": recompute}
-        work = functools.partial(case.backward, case.settings.replace(recompute=recompute))
-        with device_switches(precision, device):
-            report.attempt(row, functools.partial(measured, "renderer_forward_backward", work))
+def bench_renderer(report: Report, sizes: Sizes, device: torch.device, sweep: bool, precisions: Sequence[str]) -> None:
+    """The renderer alone; ``sweep``: the shapes of the fused kernels' work instead."""
+    camera = cameras(sizes.renderer_batch, device)
+    case = eg3d_renderer.RendererCase.make(sizes.config().stages[-1], sizes.rendering, camera, device)
+    if sweep:
+        eg3d_renderer.sweep_renderer(report, case, device, tuple(precisions))
+    else:
+        eg3d_renderer.bench_renderer(report, case, device, sizes.repeats, sizes.warmup, ORIGINAL)
 
 
 # ---------------------------------------------------------------- training
@@ -459,11 +386,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--variants", help=f"of training beside fp32, of {', '.join(VARIANTS)} [{','.join(USUAL)}]")
     parser.add_argument("--rays", help="sides of the rendering in training [64,128]")
     parser.add_argument("--steps", type=int, help="counted steps of a training run [12]")
+    parser.add_argument("--sweep", action="store_true", help="renderer: try how the kernels share their work out")
+    parser.add_argument("--precisions", help="of --sweep [tf32,fp16]")
     parser.add_argument("--tiny", action="store_true", help="tiny networks on the CPU, to test this program")
     options = parser.parse_args(arguments)
     parts = chosen(options.only, sections, sections, parser)
     presets = chosen(options.presets, list(PRESETS), list(PRESETS), parser)
     variants = chosen(options.variants, list(VARIANTS), USUAL, parser)
+    precisions = chosen(options.precisions, eg3d_renderer.PRECISIONS, ("tf32", "fp16"), parser)
     sides = [int(side) for side in options.rays.split(",")] if options.rays else [16] if options.tiny else [64, 128]
     if not options.tiny and not torch.cuda.is_available():
         print("bench_eg3d: no CUDA GPU, nothing to measure; --tiny tests the program on the CPU")
@@ -474,7 +404,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report = Report(options.out, {"benchmark": "eg3d", "tiny": options.tiny, **versions(device)})
     with device_switches("fp32", device):
         if "renderer" in parts:
-            bench_renderer(report, sizes, device)
+            bench_renderer(report, sizes, device, options.sweep, precisions)
         if "pictures" in parts:
             bench_pictures(report, sizes, device, presets)
         if "training" in parts:
