@@ -73,6 +73,7 @@ class Cnerf:
         generator = CNerfGenerator(self.generator_config(config), source)
         torch.nn.init.constant_(generator.field_net.beta, config.sphere.beta)
         generator.field_net.precision, generator.field_net.fused = config.render.precision, config.render.fused
+        generator.field_net.precision, generator.field_net.fused = config.render.precision, config.render.fused
         return generator
 
     def convert(self, original: Mapping[str, Tensor]) -> dict[str, Tensor]:
