@@ -141,12 +141,14 @@ def bench_renderer(
 
 
 def tunings() -> Iterator[tuple[str, Tuning]]:
-    """What to try: ``forward`` or ``backward``, and the shape of the work."""
-    for warps, registers, rays in itertools.product((4, 8), (None, 168, 128), (1, 4)):
-        if not (warps == 8 and registers == 168):  # no more of them fit than of 255
-            yield "forward", Tuning(rays=rays, warps=warps, registers=registers)
-    for block, registers, programs in itertools.product((32, 64, 128), (None, 168), (1056, 4224)):
-        yield "backward", Tuning(block=block, backward_registers=registers, programs=programs)
+    """What to try: ``forward`` or ``backward``, and the shape of the work. Each takes some seconds to compile."""
+    for warps, registers in ((4, None), (4, 168), (4, 128), (8, None), (8, 128)):
+        yield "forward", Tuning(warps=warps, registers=registers)
+    for rays in (1, 16):
+        yield "forward", Tuning(rays=rays)
+    for block, registers in itertools.product((32, 64, 128), (None, 168)):
+        yield "backward", Tuning(block=block, backward_registers=registers)
+    yield "backward", Tuning(programs=4224)
 
 
 def sweep_renderer(report: Report, case: RendererCase, device: torch.device, precisions: tuple[str, ...]) -> None:
@@ -177,10 +179,10 @@ def sweep_renderer(report: Report, case: RendererCase, device: torch.device, pre
 
     try:
         for precision, (part, tuning) in itertools.product(precisions, tunings()):
-            row = {"case": f"sweep_{part}", **case.about, "precision": precision, **asdict(tuning)}
+            row = {"case": f"sweep_{part}", **case.about, "precision": precision, "tuning": asdict(tuning)}
             report.attempt(row, functools.partial(measured, part, precision, tuning))
     finally:
         triplane_launch.TUNING = before
     for (part, precision), (milliseconds, tuning) in best.items():
-        row = {"case": f"fastest_{part}", **case.about, "precision": precision, **asdict(tuning)}
+        row = {"case": f"fastest_{part}", **case.about, "precision": precision, "tuning": asdict(tuning)}
         report.add({**row, "milliseconds": milliseconds})
