@@ -214,7 +214,7 @@ def path_phase(
         found = path_length(image, codes, noise, mean, chosen.decay)
         length = share.weight * found.lengths.detach().mean()
         ctx.statistic(PATH_LENGTH, length)
-        ctx.log("length", length)
+        ctx.log("length", found.lengths)
         yield "penalty", chosen.weight * share.weight * found.penalty
 
     def after(state: AfterPhase) -> None:

@@ -173,6 +173,9 @@ class SphereConfig:
 
     steps: int = 10_000  # 0: no_sphere_init
     beta: float = 0.1  # first width of the surface, scene units; it is learned
+    residuals: bool = (
+        False  # the regions learn their share too: untrained ones move the surface by more than its radius
+    )
 
     def __post_init__(self) -> None:
         if self.steps < 0 or not self.beta > 0:

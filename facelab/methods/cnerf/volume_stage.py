@@ -173,11 +173,16 @@ class VolumeStage:
 
 
 def sphere(config: CnerfConfig) -> SphereBatch:
-    """What the sphere initialisation looks at: the base shape of random heads, whose mapping it trains too."""
+    """What the sphere initialisation looks at: random heads, of which it trains base shape and mapping.
+
+    With ``sphere.residuals`` the whole distance becomes a sphere's, and the regions are trained too.
+    """
 
     def distances(ctx: PhaseContext, latents: dict[str, Tensor]) -> Any:
         generator = generator_of(ctx)
         scene = generator.scene(draw_codes(ctx, ctx.draws, len(latents["z"]), latents))
+        if config.sphere.residuals:
+            return generator.field(scene.replace(base_gradient=True)).distances
         return lambda points: generator.base_distance(scene, points)
 
     settings = config.render.settings(config.camera.radius, training=True)
