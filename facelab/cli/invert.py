@@ -156,6 +156,12 @@ def _optimisation_options(function: Command) -> Command:
             show_default=True,
             help="Steps between two states on the disk.",
         ),
+        click.option(
+            "--max-points",
+            type=click.IntRange(1),
+            default=None,
+            help="Field evaluations kept for the derivatives at a time; bounds the memory, costs time. [default: all]",
+        ),
         click.option("--resume", is_flag=True, help="Go on where the folders stand; the same options, please."),
         click.option("--weights", default=None, help="ema or generator. [default: ema]"),
         click.option("--quiet", is_flag=True, help="No progress bar."),
@@ -186,11 +192,11 @@ def invert_cnerf(
         raise UserError(
             f"{model} is a {face.method} model, expected a CNeRF model; this command inverts with CNeRF only"
         )
-    batch, save_every, resume = (options.pop(name) for name in ("batch", "save_every", "resume"))
+    batch, save_every, resume, points = (options.pop(name) for name in ("batch", "save_every", "resume", "max_points"))
     paths = list_photos(photos)
     sources = {name: options.pop(name) for name in ("mask", "camera", "detector", "landmarks", "detector_weights")}
     taking = {name: options.pop(name) for name in ("aligned", "face", "force", "parser_path")}
-    run = Run(face, str(model.resolve() if model.exists() else model), options, save_every, not quiet)
+    run = Run(face, str(model.resolve() if model.exists() else model), options, save_every, not quiet, points)
     take = photo_taker(sources, taking, run.side, pick_device(device), paths)
     sessions = open_sessions(run, paths, out, take, resume)
     run_all(run, sessions, batch)

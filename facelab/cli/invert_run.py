@@ -49,13 +49,24 @@ class Run:
         options: of the command line that decide the result, plain values.
         save_every: steps between two states on the disk.
         progress: draw bars.
+        max_points: field evaluations kept for the derivatives at a time, None: all.
     """
 
-    def __init__(self, face: FaceModel, model: str, options: dict[str, Any], save_every: int, progress: bool) -> None:
+    def __init__(
+        self,
+        face: FaceModel,
+        model: str,
+        options: dict[str, Any],
+        save_every: int,
+        progress: bool,
+        max_points: int | None = None,
+    ) -> None:
         self.face, self.model, self.options = face, model, options
         self.save_every, self.progress = save_every, progress
         self.generator: Any = face.generator
         self.settings = face.settings(ray_step_multiplier=1)
+        if max_points is not None:
+            self.settings = self.settings.replace(recompute=True, max_points=max_points)
         self.net: Any = load_perceptual(options["perceptual"]).to(face.device)
         self.parts = [part.strip() for part in options["tune_parts"].split(",") if part.strip()]
         tunable(self.generator, self.parts)  # a misspelt part is said before anything is computed
