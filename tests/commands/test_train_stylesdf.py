@@ -94,6 +94,28 @@ def test_a_script_may_name_the_first_stage_again(volume: Path, tmp_path: Path) -
     assert f"init_from was '{moved}', now '{volume}'" in line
 
 
+def test_places_of_the_original(tmp_path: Path) -> None:
+    """An experiment has a folder for each stage; the second finds the first, and goes on at a step."""
+    place = ("--expname", "mine", "--checkpoints_dir", tmp_path / "all")
+    succeed("train_stylesdf", *DEBUG, *place)
+    options = (*FULL, *place, "--set", "checkpoint.every=1")
+    result = succeed("train_stylesdf", *options)
+    folder = tmp_path / "all" / "mine"
+    assert f"the renderer is that of {folder / 'volume_renderer'}" in result.stdout
+    succeed("train_stylesdf", *options, "--continue_training", "--ckpt", 1, "--max-steps", 3)
+    assert load_checkpoint(folder / "full_pipeline").step == 3
+    for extra, words in {
+        ("--out", "here"): "both name the run folder",
+        ("--ckpt", "1"): "with --continue_training",
+        ("--continue_training", "--resume", "auto"): "say the same",
+    }.items():
+        assert words in refused(*options, *extra)
+    assert "--checkpoints_dir needs --expname" in refused(*DEBUG, "--checkpoints_dir", tmp_path)
+    assert "--size 16: the volume stage is trained on pictures of the rendering's size, 8" in refused(
+        *DEBUG, "--size", 16
+    )
+
+
 def test_rows_cannot_change_the_stage(tmp_path: Path) -> None:
     rows = "base: {}\nstages: [{{from_step: 0}}, {{from_step: 1, {}}}]\n"
     debug = next(c.path for c in list_curricula("stylesdf") if c.name == "debug")

@@ -1,21 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flags of the original's training commands that say the same here, as names of settings; and ``--stage``. No torch."""
+"""Flags of the original's training commands that say the same here, as names of settings. No torch."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
-from facelab.errors import UserError
-
-STAGES = ("volume", "full")
+from facelab.bases.stylesdf.start_options import Program, add_places, check_launcher, start_overrides
 
 
 @dataclass(frozen=True)
@@ -106,14 +101,13 @@ FLAGS = (
     Flag("force_background", "render.background", None, "Missing weight goes to the last sample.", value="last"),
 )
 TWICE = {"model.style_dim": ("model.latent_dim",)}  # settings that a flag sets beside its own
-FULL_CURRICULUM = "ffhq_full_1024"  # of --stage full without --curriculum
 
 
 # ---------------------------------------------------------------- flags on a command
 
 
 def add_flags(command: Callable[..., Any], flags: Iterable[Flag]) -> Callable[..., Any]:
-    """Add flags to a click command, and ``--stage`` and the launchers' ``--local_rank``."""
+    """Add flags to a click command."""
     for flag in reversed(tuple(flags)):
         text = f"{flag.help} [{flag.key}]"
         names = dict.fromkeys((f"--{flag.name}", f"--{flag.name.replace('_', '-')}"))  # theirs, and as ours are spelled
@@ -121,9 +115,7 @@ def add_flags(command: Callable[..., Any], flags: Iterable[Flag]) -> Callable[..
             command = click.option(*names, flag.parameter, is_flag=True, default=False, help=text)(command)
         else:
             command = click.option(*names, flag.parameter, type=flag.kind, default=None, help=text)(command)
-    command = click.option("--local_rank", "--local-rank", type=str, default=None, hidden=True)(command)
-    text = "Which training stage; must be that of the curriculum. [default: the curriculum's]"
-    return click.option("--stage", type=click.Choice(STAGES), default=None, help=text)(command)
+    return command
 
 
 def flag_overrides(
@@ -141,154 +133,32 @@ def flag_overrides(
     return found
 
 
-def check_launcher(local_rank: str | None) -> None:
-    """Old launchers append ``--local_rank=N``: without effect where the environment says the same, else refused.
-
-    UserError: nothing else tells that there are several processes.
-    """
-    if local_rank is None:
-        return
-    told = os.environ.get("LOCAL_RANK")
-    if told is None or "RANK" not in os.environ:
-        raise UserError(
-            f"--local_rank {local_rank} is a flag of old launchers, which did not start this process; leave it out and "
-            "say --gpus N, or start with torchrun --nproc-per-node N"
-        )
-    if told != local_rank:
-        raise UserError(f"--local_rank {local_rank} contradicts the launcher's LOCAL_RANK {told}; leave the flag out")
-    if os.environ["RANK"] == "0":
-        click.echo("--local_rank is not needed: the launcher's environment tells the processes their numbers")
-
-
-def given(parameter: str) -> bool:
-    """Whether the user said this option."""
-    context = click.get_current_context(silent=True)
-    return context is not None and context.get_parameter_source(parameter) not in (None, ParameterSource.DEFAULT)
-
-
 # ---------------------------------------------------------------- StyleSDF
+
+
+def _method() -> Any:
+    from facelab.bases.stylesdf.training import METHOD
+
+    return METHOD
+
+
+PROGRAM = Program("stylesdf", _method, "ffhq_full_1024")
 
 
 def original_flags(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the flags to a click command; their values arrive under their own names."""
-    return add_flags(command, FLAGS)
+    return add_places(add_flags(command, FLAGS), PROGRAM)
 
 
 def take_overrides(options: dict[str, Any]) -> list[str]:
-    """Remove the flags' values from a command's ``options`` -> overrides; sort out how the stage starts.
+    """Remove the flags' values from a command's ``options`` -> overrides; sort out folders and how the stage starts.
 
-    A second stage on ``--init-from`` a first one gets the setting ``init_from`` in its place.
-
-    Raises:
-        UserError: a stage that is not the curriculum's, no first stage or one that does not fit, a launcher's flag.
+    UserError as :func:`~facelab.bases.stylesdf.start_options.start_overrides`, and for a launcher's flag.
     """
     check_launcher(options.pop("local_rank", None))
+    size = options.get("size")
     overrides = flag_overrides(options, FLAGS)
-    stage = options.pop("stage", None)
-    if stage == "full" and not given("curriculum"):
-        options["curriculum"] = FULL_CURRICULUM
-    if options.get("list_curricula"):
-        return overrides
-    config = _resolved("stylesdf", options, overrides)
-    check_stage(stage, config.stage, "stylesdf", options["curriculum"])
-    if config.stage == "full":
-        return [*overrides, *_start_full(options, config)]
-    if options.get("init_from") is None:
-        return overrides
-    from facelab.bases.stylesdf.training import METHOD
-
-    if METHOD.stored(options["init_from"]).config.stage != "volume":
-        raise UserError(f"{options['init_from']} is a model of stage full, which cannot start a run of stage volume")
-    return [*overrides, "sphere.steps=0"]  # or the sphere would wipe out what the file has learnt
-
-
-def _start_full(options: dict[str, Any], config: Any) -> list[str]:
-    """Overrides for the start of a second stage; a resumed one keeps its own."""
-    from dataclasses import replace
-
-    from facelab.bases.stylesdf.training import METHOD
-
-    path: Path | None = options.get("init_from")
-    begun = _begun(options) if options.get("resume") is not None else None
-    if begun is not None:
-        if path is None:
-            return [] if config.init_from else [f"init_from={json.dumps(begun.get('init_from', ''))}"]
-        if begun.get("init_from"):  # the file itself need not be there any more
-            options["init_from"] = None
-            return [f"init_from={json.dumps(str(path))}"]
-    if path is not None:
-        if METHOD.stored(path).config.stage == "full":
-            return []  # fine-tuning: everything comes from the file
-        config = replace(config, init_from=str(path))
-        options["init_from"] = None
-    METHOD.first_stage(config)
-    if os.environ.get("RANK", "0") == "0":
-        click.echo(f"the renderer is that of {config.init_from} and stays as it is")
-    return [f"init_from={json.dumps(config.init_from)}"]
-
-
-def _begun(options: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The configuration of the run that is resumed, as plain values; None if it has not begun."""
-    from facelab.checkpoints.format import list_checkpoints, load_checkpoint
-    from facelab.config import resolve_curriculum
-
-    place = Path(options["resume"])
-    if str(options["resume"]) == "auto":
-        name = resolve_curriculum("stylesdf", options["curriculum"]).stem
-        place = options.get("out") or Path("runs") / "stylesdf" / name
-        if not list_checkpoints(place):
-            return None
-    meta: Any = load_checkpoint(place, with_state=False, groups=()).meta
-    return dict(meta["config"])
-
-
-def check_stage(asked: str | None, found: str, method: str, curriculum: str) -> None:
-    """UserError where ``--stage`` is not the curriculum's stage; names those of the stage."""
-    if asked in (None, found):
-        return
-    from facelab.config import list_curricula, load_staged, resolve_curriculum
-    from facelab.methods import load_config_type
-
-    kind = load_config_type(method)
-    names = [
-        entry.name
-        for entry in list_curricula(method)
-        if stage_of(load_staged(kind, [resolve_curriculum(method, entry.name)]).at(0)) == asked
-    ]
-    raise UserError(
-        f"--stage {asked}: the curriculum {curriculum} is one of stage {found}; take {', '.join(names)}, or a file that "
-        f"names the stage"
-    )
-
-
-def stage_of(config: Any) -> str:
-    """The training stage of a configuration of StyleSDF or CNeRF."""
-    return config.stage if hasattr(config, "stage") else config.model.stage
-
-
-def _resolved(method: str, options: Mapping[str, Any], overrides: list[str]) -> Any:
-    """The configuration that the command line asks for, in its first row.
-
-    UserError where a later row changes what holds for a whole run.
-    """
-    from facelab.config import load_staged, resolve_curriculum
-    from facelab.methods import load_config_type
-
-    path = resolve_curriculum(method, options["curriculum"])
-    staged = load_staged(load_config_type(method), [path], [*overrides, *options["overrides"]])
-    first = staged.at(0)
-    for number, row in enumerate(staged.stages):
-        for name, value, before in (
-            ("stage", row.stage, first.stage),
-            ("init_from", row.init_from, first.init_from),
-            ("render.resolution", row.render.resolution, first.render.resolution),
-        ):
-            if value != before:
-                raise UserError(
-                    f"stages[{number}] changes {name} from {before} to {value}, which holds for a whole run; start a new "
-                    "one from it"
-                )
-    return first
+    return [*overrides, *start_overrides(options, overrides, PROGRAM, size)]
 
 
 def describe() -> Mapping[str, str]:

@@ -26,6 +26,7 @@ from facelab.methods.cnerf.config import DEVIATIONS, CameraConfig, CnerfConfig, 
 from facelab.methods.cnerf.full_stage import FULL, FullStage, is_decoder
 from facelab.methods.cnerf.inheritance import inherited
 from facelab.methods.cnerf.model import CNerfGenerator, CNerfGeneratorConfig
+from facelab.methods.cnerf.options import UNTRAINED
 from facelab.methods.cnerf.originals import generator_config_from_original, generator_from_original
 from facelab.methods.cnerf.samples import SampleRows
 from facelab.methods.cnerf.volume_stage import GENERATOR, GLOBAL, REGION, VolumeStage, judged_at_once
@@ -40,7 +41,6 @@ from facelab.rendering.settings import RenderSettings
 from facelab.training.loop import Callback
 from facelab.training.protocol import DataSource, EmaSpec, Models, OptimizerSpec, TrainStage
 
-UNTRAINED = "untrained"  # init_from of trials: a renderer with its first weights
 # what the second stage must have in common with the first, or the same weights are another field
 SHARED = (
     *(f"model.{name}" for name in ("regions", "depth", "width", "style_dim", "mapping_layers")),
