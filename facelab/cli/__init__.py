@@ -28,6 +28,7 @@ TRAINED = {
     "train-fenerf": ("fenerf", "celebamask_hq_128"),
     "train-pigan": ("pigan", "celeba"),
     "train-eg3d": ("eg3d", "ffhq_512"),
+    "train-stylesdf": ("stylesdf", "ffhq_volume"),
 }
 
 
