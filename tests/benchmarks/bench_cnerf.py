@@ -149,7 +149,6 @@ USUAL = (
     "fp32+fused",
     "tf32",
     "tf32+fused+channels_last",
-    "tf32+compiled",
     "tf32+fp16+fused+channels_last",
 )
 
