@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,7 +91,7 @@ def _optimisation_options(function: Command) -> Command:
         click.option(
             "--noise",
             is_flag=True,
-            help="Also find the decoder's noise (noise.safetensors); other commands keep the model's own.",
+            help="Also find the decoder's noise (noise.safetensors).",
         ),
         click.option(
             "--picture-weight", type=positive, default=1.0, show_default=True, help="Of the squared difference."
@@ -204,14 +205,13 @@ def invert_cnerf(
 
 def list_photos(photos: Sequence[Path]) -> list[Path]:
     """Files, and the pictures of folders. UserError for none, a missing one, or two of a name."""
-    from facelab.data import reading
     from facelab.errors import UserError
 
     found: list[Path] = []
     for photo in photos:
         if not photo.exists():
             raise UserError(f"no photo at {photo}: expected a picture file or a folder of them; check the path")
-        found += reading.list_images(photo) if photo.is_dir() else [photo]
+        found += pictures_of(photo) if photo.is_dir() else [photo]
     names = [path.stem for path in found]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -219,6 +219,16 @@ def list_photos(photos: Sequence[Path]) -> list[Path]:
     if not found:
         raise UserError(f"no pictures in {photos[0]}: expected files such as .jpg or .png")
     return found
+
+
+def pictures_of(folder: Path) -> list[Path]:
+    """Pictures of a folder without the masks that lie beside them: NAME_mask.png, NAME_mask_edit.png."""
+    from facelab.data import reading
+
+    paths = reading.list_images(folder)
+    names = {path.stem for path in paths}
+    starts = {p: [p.stem[: m.start()] for m in re.finditer("_mask", p.stem)] for p in paths}
+    return [path for path in paths if not names.intersection(starts[path])]
 
 
 def photo_taker(

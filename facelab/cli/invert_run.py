@@ -99,7 +99,7 @@ class Run:
             "method": self.face.method,
             "model": self.model,
             "model_weights": self.weights,
-            "photo": str(photo),
+            "photo": str(photo.resolve()),
             "perceptual_net": self.net.name,
             "options": self.options,
         }

@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 import facelab
 from facelab.api import FaceModel
 from facelab.cli import invert_run
-from facelab.cli.invert import invert_cnerf
+from facelab.cli.invert import invert_cnerf, list_photos
+from facelab.errors import UserError
 from facelab.inference.latent_files import read_codes
 from facelab.inference.pictures import read_picture, save_png, to_uint8
 from facelab.inversion.session import Session
@@ -239,6 +240,19 @@ def test_bad_input(volume: Path, full: Path, tmp_path: Path) -> None:
         line = refused(*arguments, *out)
         assert re.search(expected, line), (expected, line)
         assert not (tmp_path / "out").exists(), expected
+
+
+def test_folders_of_photos(tmp_path: Path) -> None:
+    """Masks beside the photos are no photos."""
+    for name in ("a", "b", "my_mask"):
+        photo(tmp_path, name)
+    Image.new("L", (8, 8)).save(tmp_path / "a_mask_edit.png")
+    assert [p.name for p in list_photos([tmp_path])] == ["a.png", "b.png", "my_mask.png"]
+    with pytest.raises(UserError, match="two photos are called a"):
+        list_photos([tmp_path, tmp_path / "a.png"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no pictures in"):
+        list_photos([tmp_path / "empty"])
 
 
 def test_derivatives_reach_the_background_and_the_camera(full: Path) -> None:
