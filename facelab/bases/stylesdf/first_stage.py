@@ -31,7 +31,7 @@ class Stored:
         path: as the user named it.
         config: the whole configuration, at the step where the model stands.
         weights: of the averaged generator, or of the trained one where there is no average; our names.
-        foreign: a file of the authors, which tells sizes of networks and neither cameras nor renderings.
+        foreign: from a file of the authors, which tells sizes of networks and neither cameras nor renderings.
     """
 
     path: Path
@@ -72,6 +72,7 @@ def open_stored(
             raise UserError(f"{path} is a {meta.get('method')} model, expected one of {method}")
         staged = from_dict(config_type, meta["config"], where=f"{path}: its configuration")
         config = staged.at(checkpoint.step, int(meta.get("images") or 0))
+        foreign = "origin" in meta  # converted
         weights = checkpoint.weights
     name = next((group for group in groups if group in weights), None)
     if name is None:

@@ -14,11 +14,12 @@ import torch
 import facelab
 from facelab.bases.stylesdf import phases, stages
 from facelab.bases.stylesdf.config import StyleSdfConfig
+from facelab.bases.stylesdf.convert import read_original
 from facelab.bases.stylesdf.full_originals import build_generator, generator_to_original
 from facelab.bases.stylesdf.training import METHOD
 from facelab.cameras import Camera
-from facelab.checkpoints.format import load_checkpoint
-from facelab.config import StagedConfig, load_staged, resolve_curriculum
+from facelab.checkpoints.format import export_model, load_checkpoint
+from facelab.config import StagedConfig, load_staged, resolve_curriculum, to_dict
 from facelab.draws import Draws
 from facelab.errors import UserError
 from facelab.inference.pictures import read_picture
@@ -332,10 +333,14 @@ def test_an_official_file_starts_a_second_stage(first: Path, tmp_path: Path) -> 
     generator.load_state_dict(load_checkpoint(first).weights["ema"])
     path = tmp_path / "mine_vol_renderer.pt"
     torch.save({"g_ema": generator_to_original(generator)}, path)
-    models = METHOD.build(staged("debug_full").at(0))
-    METHOD.stages(staged("debug_full", f'init_from="{path}"').at(0))[0].init_from(models)
-    for key, value in generator.state_dict().items():
-        assert torch.equal(models["generator"].state_dict()[key], value), key
+    original = read_original(path)
+    meta = {**original.meta, "config": to_dict(original.config)}
+    export_model(tmp_path / "converted.safetensors", original.weights, meta)
+    for source in (path, tmp_path / "converted.safetensors"):
+        models = METHOD.build(staged("debug_full").at(0))
+        METHOD.stages(staged("debug_full", f'init_from="{source}"').at(0))[0].init_from(models)
+        for key, value in generator.state_dict().items():
+            assert torch.equal(models["generator"].state_dict()[key], value), key
 
 
 def test_first_stages_that_do_not_fit(first: Path, second: Path, tmp_path: Path) -> None:
