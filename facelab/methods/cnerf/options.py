@@ -75,7 +75,7 @@ def take_overrides(options: dict[str, Any]) -> list[str]:
     check_launcher(options.pop("local_rank", None))
     _refuse_or_tell(options)
     size, first = options.get("size"), options.pop("pretrain_render_path")
-    overrides = flag_overrides(options, FLAGS)
+    overrides = flag_overrides(options, FLAGS, twice={})
     return [*overrides, *start_overrides(options, overrides, PROGRAM, size, first)]
 
 
