@@ -68,6 +68,15 @@ def _horizontal(values, tx, NX: tl.constexpr, NY: tl.constexpr, KX: tl.constexpr
 
 
 @triton.jit
+def _element(word, E: tl.constexpr, W: tl.constexpr, dtype: tl.constexpr):
+    """Number E of the W 16-bit ones in an integer; itself where W is 1."""
+    if W == 1:
+        return word
+    else:
+        return (word >> (16 * E)).to(tl.int16).to(dtype, bitcast=True)
+
+
+@triton.jit
 def _limit(row, width, height):
     """The width for a row inside, else 0: one unsigned comparison with it tests row, column and lane."""
     return tl.where(row.to(tl.uint32, bitcast=True) < height, width, 0).to(tl.uint32, bitcast=True)
@@ -100,12 +109,14 @@ def fir_planar(
     UX: tl.constexpr, UY: tl.constexpr, DX: tl.constexpr, DY: tl.constexpr, RX: tl.constexpr, RY: tl.constexpr,
     FW: tl.constexpr, FH: tl.constexpr, FLIP: tl.constexpr, HAS: tl.constexpr, SEPARABLE: tl.constexpr,
     KX: tl.constexpr, QX: tl.constexpr, NX: tl.constexpr, KY: tl.constexpr, QY: tl.constexpr, NY: tl.constexpr,
-    JOIN: tl.constexpr, ACC: tl.constexpr, B: tl.constexpr, BG: tl.constexpr,
+    JOIN: tl.constexpr, ACC: tl.constexpr, B: tl.constexpr, BG: tl.constexpr, W: tl.constexpr, OFF: tl.constexpr,
 ):  # fmt: skip
     """x (N, C, H, W) of any strides -> y whose last stride is 1.
 
     A lane writes KX columns of KY rows; groups = ceil(out_width / KX). ``shift`` is the whole part of
     padding / up, R its remainder. B lanes are B / BG planes of BG groups. JOIN: KX divides out_width.
+    W > 1: x are integers of W half-precision neighbours, which its strides and ``width`` count; a lane's first
+    input is number OFF of its first integer, W divides QX.
     """
     pid = tl.program_id(0)
     zero = tl.zeros((B,), tl.int32)  # makes a row a tensor: the interpreter cannot spread a scalar mask
@@ -119,7 +130,7 @@ def fir_planar(
     n, c = plane // channels, plane % channels
     tx = _taps(f, gain, FW if SEPARABLE else FW * FH, FLIP, HAS, ACC)
     ty = _taps(f, 1.0, FH if SEPARABLE else 1, FLIP, HAS, ACC)
-    column = group * QX - shift_x
+    column = (group * QX - shift_x - OFF) // W  # without remainder
     source = x + n.to(tl.int64) * sxn + c.to(tl.int64) * sxc + column.to(tl.int64) * sxw
     column = tl.where(inside, column, OUTSIDE)
     at = source + (strip * QY - shift_y) * sxh
@@ -127,9 +138,12 @@ def fir_planar(
     for r in tl.static_range(NY):
         row = zero + (strip * QY - shift_y + r)
         limit = _limit(row, width, height)
-        for i in tl.static_range(NX):
+        for i in tl.static_range((NX + OFF + W - 1) // W):
             mask = (column + i).to(tl.uint32, bitcast=True) < limit
-            values = values + (tl.load(at + i * sxw, mask=mask, other=0.0).to(ACC),)
+            word = tl.load(at + i * sxw, mask=mask, other=0)
+            for e in tl.static_range(W):
+                if i * W + e >= OFF and i * W + e < NX + OFF:
+                    values = values + (_element(word, e, W, y.dtype.element_ty).to(ACC),)
         at += sxh
     if SEPARABLE:
         values = _horizontal(values, tx, NX, NY, KX, UX, DX, RX, FW)

@@ -15,6 +15,7 @@ from cuda_ops import reference_filters as reference
 
 LANES = 128  # of one program
 VECTOR_BYTES = 8  # of the channels that a lane takes, channels-last
+WORD_BYTES = 8  # of a row of half-precision numbers that a lane reads at once
 MAX_LOADS = 192  # of one lane; larger filters take the plain loops
 MAX_TAPS = 16  # of an axis; longer ones would take minutes to compile, each length anew
 
@@ -49,7 +50,7 @@ def columns_and_rows(up: Sequence[int], down: Sequence[int], itemsize: int, last
     """Outputs of a lane along x and y (before rounding to periods)."""
     if down[0] > 1 or down[1] > 1:
         return 2 if itemsize == 2 and not last else 1, 4
-    columns = 2 * up[0]
+    columns = 4 if itemsize == 2 and not last else 2 * up[0]
     return columns, 4 if last or itemsize == 8 else 8
 
 
@@ -130,12 +131,28 @@ def _planar(x: Tensor, f: Tensor | None, y: Tensor, ax: Axis, ay: Axis, flip: bo
     planes, groups, strips = x.shape[0] * x.shape[1], -(-y.shape[3] // ax.k), -(-y.shape[2] // ay.k)
     bg = min(LANES, _power(groups))
     blocks = -(-groups // bg)
+    w = word(x, ax)
+    if w > 1:
+        x = x.view(torch.int32 if w == 2 else torch.int64)
     kernel: Any = fir_planar
     kernel[(blocks * strips * -(-planes // (LANES // bg)),)](
         x, f, y, gain, x.shape[1], planes, *x.shape[2:], *y.shape[2:], groups, ax.shift, ay.shift, strips, blocks,
         *x.stride(), *y.stride()[:3], **_constants(ax, ay, f, flip),
-        JOIN=ax.k in (2, 4) and y.shape[3] % ax.k == 0, ACC=_accumulator(x), B=LANES, BG=bg, num_warps=LANES // 32,
+        JOIN=ax.k in (2, 4) and y.shape[3] % ax.k == 0, ACC=_accumulator(y), B=LANES, BG=bg, W=w, OFF=-ax.shift % w,
+        num_warps=LANES // 32,
     )  # fmt: skip
+
+
+def word(x: Tensor, axis: Axis) -> int:
+    """How many neighbours in a row a lane of the planar kernel reads at once; 1 where sizes or addresses do not divide.
+
+    Upsampling reads little and is not bound by its reads.
+    """
+    w = WORD_BYTES // 2 if x.element_size() == 2 and axis.up == 1 and x.stride(3) == 1 else 1
+    sizes = (axis.q, x.shape[3], *x.stride()[:3], x.data_ptr() // 2)
+    while w > 1 and any(size % w for size in sizes):
+        w //= 2
+    return w
 
 
 def _channels_last(x: Tensor, f: Tensor | None, y: Tensor, ax: Axis, ay: Axis, flip: bool, gain: float) -> None:

@@ -18,7 +18,14 @@ from cuda_ops import bias_act_kernels, dispatch, filter_launch, setup_filter
 
 triton = pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(dispatch.interpreted(), reason="the interpreter compiles nothing")
-TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64"}
+TYPES = {
+    torch.float32: "fp32",
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+    torch.float64: "fp64",
+    torch.int32: "i32",
+    torch.int64: "i64",
+}
 
 
 class Recorder:
@@ -73,6 +80,21 @@ def test_filters_keep_to_registers(monkeypatch: pytest.MonkeyPatch, last: bool) 
     assert ".local" not in compiled.asm["ptx"]
     assert 64 in widths(compiled.asm["ptx"], "st")  # four columns, or four channels, at once
     assert max(widths(compiled.asm["ptx"], "ld")) == (64 if last else 32)
+
+
+@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
+@pytest.mark.parametrize("down", [1, 2])
+def test_filters_read_four_halves_at_once(monkeypatch: pytest.MonkeyPatch, down: int) -> None:
+    from cuda_ops import filter_kernels
+
+    recorder = Recorder(filter_kernels.fir_planar)
+    monkeypatch.setattr(filter_kernels, "fir_planar", recorder)
+    x = torch.empty(1, 16, 32, 32, dtype=torch.float16)
+    filter_launch.upfirdn2d(x, setup_filter([1, 3, 3, 1]), (1, 1), (down, down), (2, 1, 2, 1), False, 1.0)
+    (compiled,) = recorder.compiled
+    assert compiled.metadata.shared == 0 and ".local" not in compiled.asm["ptx"]
+    assert not re.findall(r"ld\.global\S*\.[bfu]16", compiled.asm["ptx"])
+    assert max(widths(compiled.asm["ptx"], "ld")) == 64
 
 
 @pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")

@@ -179,6 +179,35 @@ def test_kernel_dtypes(case: str, last: bool, dtype: torch.dtype) -> None:
 
 
 @kernels
+@pytest.mark.parametrize(
+    ("width", "first", "together", "dtype"),
+    [
+        (8, 0, 4, torch.float16),
+        (8, 0, 4, torch.bfloat16),
+        (12, 4, 4, torch.float16),
+        (6, 0, 2, torch.float16),
+        (8, 2, 2, torch.float16),
+        (8, 1, 1, torch.float16),
+    ],
+)
+@pytest.mark.parametrize(
+    "options",
+    [{"padding": [2, 1, 2, 1]}, {"down": 2, "padding": [1, 1, -1, 3]}, {"down": [4, 1], "padding": [-3, 4, 0, 3]}],
+)
+def test_halves_are_read_together_where_addresses_allow(
+    options: dict[str, Any], width: int, first: int, together: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of ``width`` numbers that begin at number ``first`` of rows of 16 are read by 1, 2 or 4."""
+    used = []
+    word = filter_launch.word
+    monkeypatch.setattr(filter_launch, "word", lambda *a: used.append(word(*a)) or used[-1])
+    x, f = picture(1, 2, 5, 16, dtype=dtype)[..., first : first + width], taps("bilinear")
+    got, expected = cuda_ops.upfirdn2d(x, f, **options), reference.upfirdn2d(x, f, **options)
+    assert used == [together]
+    torch.testing.assert_close(got, expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+@kernels
 def test_kernel_of_large_filters() -> None:
     """70 taps go through the plain loops, in two passes; a 2-D filter of that size in one."""
     long = taps("long")
