@@ -19,7 +19,7 @@ EMA_DECAY = 0.5 ** (32 / 10_000)  # half-life 10 000 images for a batch of 32, w
 class DiscriminatorConfig:
     """The discriminators of both stages; their resolutions are those of thumbnails and pictures."""
 
-    group_size: int = 4  # full: samples of a minibatch statistic; a divisor of train.batch_chunk
+    group_size: int = 4  # full: samples of a minibatch statistic; of chunks that it does not divide 3 or 2
     channel_max: int | None = None  # limit of all channel counts; null = the published ones
     clamp: float | None = None  # full: limit of activations; half precision wants one, 256 is usual
     half_blocks: int = 0  # full: so many of the highest resolutions in half precision on a GPU
