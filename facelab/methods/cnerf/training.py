@@ -37,6 +37,7 @@ from facelab.nn.discriminators.coordconv import (
     ViewDiscriminatorConfig,
 )
 from facelab.nn.discriminators.skip_residual import Grouping, ResidualDiscriminator, ResidualDiscriminatorConfig
+from facelab.nn.discriminators.stylegan2 import dividing_group
 from facelab.rendering.settings import RenderSettings
 from facelab.training.loop import Callback
 from facelab.training.protocol import DataSource, EmaSpec, Models, OptimizerSpec, TrainStage
@@ -180,6 +181,10 @@ class Cnerf:
                 "train.batch_chunk or group_size (1 always fits)"
             )
         self.generator_config(config)
+        try:
+            dividing_group(config.train.batch_chunk, d.group_size)
+        except ValueError as error:
+            raise UserError(f"train.batch_chunk: {error}") from error
         try:
             config.render.settings(config.camera.radius, training=True)
             self.inference_settings(config)
