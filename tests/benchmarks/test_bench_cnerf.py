@@ -15,6 +15,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import bench_cnerf
+import cnerf_ways
 
 Row = dict[str, Any]
 NAMES = ["fp32", "fp32+residual", "fp32+autograd", "fp32+recompute", "tf32", "tf32+fp16"]
@@ -65,6 +66,20 @@ def test_renderer(written: Row, batch: int) -> None:
     assert all(("original_fp32_tf32" in row) == (batch == 1) for row in forward), "beside the original's batches only"
 
 
+def test_sizes_of_chunks(tmp_path: Path) -> None:
+    before = bench_cnerf.passes.CHUNK_NUMBERS
+    arguments = ["--tiny", "--only", "chunks", "--variants", "tf32", "--out", str(tmp_path / "c.json")]
+    assert bench_cnerf.main(arguments) == 0 and before == bench_cnerf.passes.CHUNK_NUMBERS
+    found = rows(json.loads((tmp_path / "c.json").read_text()), "chunks")
+    assert [(row["chunk_power"], row["variant"]) for row in found] == [
+        (12, "fp32"),
+        (12, "tf32"),
+        (16, "fp32"),
+        (16, "tf32"),
+    ]
+    assert all(row["batch"] == 2 and row["milliseconds"] > 0 for row in found)
+
+
 def test_pictures(written: Row) -> None:
     found = rows(written, "picture")
     ways = [(row["batch"], row["preset"], row["graphs"]) for row in found]
@@ -82,7 +97,7 @@ def test_training(written: Row) -> None:
         found = rows(written, "training", batch)
         assert [row["variant"] for row in found] == NAMES
         for row in found:
-            assert set(row["phases"]) == {*bench_cnerf.PHASES, "d"} and row["steps"] == 2 and row["skipped_steps"] == 0
+            assert set(row["phases"]) == {*cnerf_ways.PHASES, "d"} and row["steps"] == 2 and row["skipped_steps"] == 0
             parts = row["against_exact"]
             assert {"g/eikonal", "g/classes", "d_global/r1", "d_region/realness", "grad_norm/g"} <= set(parts)
             assert all(math.isfinite(part["fp32"]) for part in parts.values()) and parts["grad_norm/g"]["fp32"] > 0
@@ -96,13 +111,13 @@ def test_training(written: Row) -> None:
 def test_discriminators_are_counted_together() -> None:
     steps = [{"seconds/d_global": a, "seconds/d_region": b, "seconds/g": 1.0, "seconds_per_step": 2.0, "memory_gib": m}
              for a, b, m in ((9, 9, 7), (1, 4, 3), (2, 2, 5))]  # fmt: skip
-    found = bench_cnerf.summary(steps, 1)
+    found = cnerf_ways.summary(steps, 1)
     assert found["phases"]["d"]["milliseconds"] == 4500 and found["phases"]["d_global"]["milliseconds"] == 1500
     assert found["memory_gib"] == 7 and found["steps"] == 2, "memory of all steps, time of those behind the first"
 
 
 def test_ratios_are_of_the_same_precision() -> None:
-    exact, fast = bench_cnerf.VARIANTS["fp32"], bench_cnerf.VARIANTS["tf32"]
+    exact, fast = cnerf_ways.VARIANTS["fp32"], cnerf_ways.VARIANTS["tf32"]
     assert bench_cnerf.beside("g", 4, {"milliseconds": 137.0}, fast)["ratio"] == 0.5
     assert bench_cnerf.beside("g", 4, {"milliseconds": 181.0}, exact)["ratio"] == 0.5
     assert bench_cnerf.beside("g", 1, {"milliseconds": 59.5}, fast)["ratio"] == 0.5, "no TF32 figure there"
@@ -117,28 +132,28 @@ def test_compiling_the_field_changes_no_number(monkeypatch: pytest.MonkeyPatch) 
         return lambda *arguments: function(*arguments)
 
     monkeypatch.setattr(torch, "compile", compile_)
-    bench_cnerf.compiled_call.cache_clear()
+    cnerf_ways.compiled_call.cache_clear()
     plain, other = (
-        bench_cnerf.run_variant(bench_cnerf.VARIANTS[name], 2, bench_cnerf.TINY, torch.device("cpu"))
+        cnerf_ways.run_variant(cnerf_ways.VARIANTS[name], 2, cnerf_ways.TINY, torch.device("cpu"))
         for name in ("tf32", "tf32+compiled")
     )
-    bench_cnerf.compiled_call.cache_clear()
+    cnerf_ways.compiled_call.cache_clear()
     assert compiled == [{"dynamic": False}] * 2, "without gradient for the fakes, with it for the generator"
-    assert all(part["max"] == 0 for part in bench_cnerf.compared(other, plain).values())
+    assert all(part["max"] == 0 for part in cnerf_ways.compared(other, plain).values())
 
 
 def test_full_size_is_the_originals() -> None:
-    config = bench_cnerf.Sizes().config("model.stage=full").at(0)
+    config = cnerf_ways.Sizes().config("model.stage=full").at(0)
     model, render = config.model, config.render
     assert (model.regions, model.depth, model.width, model.resolution) == (9, 3, 128, 512)
     assert (render.resolution, render.samples, render.inference_samples) == (64, 24, 24)
-    assert set(bench_cnerf.USUAL) < set(bench_cnerf.VARIANTS)
-    for variant in bench_cnerf.VARIANTS.values():
+    assert set(cnerf_ways.USUAL) < set(cnerf_ways.VARIANTS)
+    for variant in cnerf_ways.VARIANTS.values():
         settings = (f"train.precision={variant.precision}", *variant.settings)
-        config = bench_cnerf.Sizes().config(*settings).at(0)
-        net = bench_cnerf.Measured(variant).build_generator(bench_cnerf.TINY.config(*settings).at(0)).field_net
-        assert (net.precision == "fp16") == (bench_cnerf.HALF in settings) and net.fused == (
-            bench_cnerf.FUSED in settings
+        config = cnerf_ways.Sizes().config(*settings).at(0)
+        net = cnerf_ways.Measured(variant).build_generator(cnerf_ways.TINY.config(*settings).at(0)).field_net
+        assert (net.precision == "fp16") == (cnerf_ways.HALF in settings) and net.fused == (
+            cnerf_ways.FUSED in settings
         )
         assert config.train.precision == variant.precision
 
@@ -146,7 +161,7 @@ def test_full_size_is_the_originals() -> None:
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--only", "pictres"], "unknown 'pictres', expected some of renderer, pictures, training"),
+        (["--only", "pictres"], "unknown 'pictres', expected some of renderer, pictures, training, chunks"),
         (["--presets", "fp8"], "unknown 'fp8', expected some of fp32"),
         (["--variants", "fast"], "unknown 'fast', expected some of fp32"),
     ],

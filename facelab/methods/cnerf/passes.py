@@ -28,7 +28,7 @@ from torch.autograd.function import once_differentiable
 
 from facelab.nn.film import FilmLinear
 
-CHUNK_NUMBERS = 2**25  # numbers in a tensor of a chunk: 128 MiB in float32
+CHUNK_NUMBERS = 2**24  # numbers in a tensor of a chunk: 64 MiB in float32, about what a GPU caches
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Plan:
         depth: D, shape layers; masks are read behind the last of them.
         fused: compile the passes. Changes speed, and rounding in the last bits.
         half: half-precision operands, see above.
-        chunk: points of all scenes at a time; None: so that a tensor has at most 2^25 numbers.
+        chunk: points of all scenes at a time; None: so that a tensor has at most 2^24 numbers.
     """
 
     depth: int
