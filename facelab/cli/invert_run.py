@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +23,10 @@ from facelab.errors import Interrupted, UserError
 from facelab.generator import Codes
 from facelab.inference import pictures as pic
 from facelab.inversion import session as files
-from facelab.inversion import terms
-from facelab.inversion.loop import STEP, Inversion, InversionSettings, Report, Solution
+from facelab.inversion.loop import STEP, Report, Solution
 from facelab.inversion.perceptual_files import load_perceptual
 from facelab.inversion.photos import Prepared, View
-from facelab.inversion.problem import Problem, Target, Weighted
+from facelab.inversion.problem import Problem, Target
 from facelab.inversion.schedules import ramped_rate
 from facelab.inversion.session import Session
 from facelab.inversion.start import CodeStatistics
@@ -64,6 +63,8 @@ class Run:
         self.face, self.model, self.options = face, model, options
         self.save_every, self.progress = save_every, progress
         self.generator: Any = face.generator
+        names = [field.name for field in dataclasses.fields(cnerf.InvertOptions)]
+        self.finding = cnerf.InvertOptions(**{name: options[name] for name in names})
         self.settings = face.settings(ray_step_multiplier=1)
         if max_points is not None:
             self.settings = self.settings.replace(recompute=True, max_points=max_points)
@@ -139,7 +140,7 @@ def open_sessions(
         raise UserError(f"{folder} holds an inversion already; add --resume to go on with it, or choose another --out")
     prepared = {photo: take(photo) for photo in photos if photo not in begun}
     for photo, found in prepared.items():
-        if not aims(run.options, found.label_map is not None):
+        if not run.finding.aims(found.label_map is not None):
             raise UserError(
                 f"{photo}: nothing to aim at, picture, perceptual (and mask) weights are 0; give one of them"
             )
@@ -152,11 +153,6 @@ def open_sessions(
             session.expect(run.described(photo), SAME)
         jobs.append(_open(run, session, photo.stem))
     return jobs
-
-
-def aims(options: dict[str, Any], has_mask: bool) -> bool:
-    """Whether any loss looks at the photo."""
-    return bool(options["picture_weight"] or options["perceptual_weight"] or (has_mask and options["mask_weight"]))
 
 
 def _begin(run: Run, session: Session, photo: Path, found: Prepared) -> None:
@@ -222,8 +218,8 @@ def run_all(run: Run, jobs: Sequence[Job], batch: int) -> None:
 
 
 def _run_group(run: Run, jobs: list[Job], stop: StopRequest) -> None:
-    problem = make_problem(run, joined([job.target for job in jobs]), [job.view for job in jobs])
-    inversion = make_inversion(run, problem)
+    problem = problem_of(run, joined([job.target for job in jobs]), [job.view for job in jobs])
+    inversion = cnerf.make_inversion(run.generator, problem, run.statistics, run.finding)
     states = [job.state for job in jobs if job.state is not None]
     if states:
         try:
@@ -242,7 +238,7 @@ def _run_group(run: Run, jobs: list[Job], stop: StopRequest) -> None:
     solution = inversion.solution()
     for i, job in enumerate(jobs):
         alone = one_of(solution, i)
-        alone_problem = make_problem(run, job.target.to(run.face.device), [job.view])
+        alone_problem = problem_of(run, job.target.to(run.face.device), [job.view])
         write_result(run, job, alone, alone_problem)
         if run.options["tune_steps"]:
             tune(run, job, alone, stop)
@@ -278,7 +274,7 @@ def _row(report: Report, photo: int) -> dict[str, Any]:
 def tune(run: Run, job: Job, solution: Solution, stop: StopRequest) -> None:
     """Tune a copy of the generator around a solution and write it with its pictures and numbers."""
     o = run.options
-    problem = make_problem(run, job.target.to(run.face.device), [job.view], copy.deepcopy(run.generator))
+    problem = problem_of(run, job.target.to(run.face.device), [job.view], copy.deepcopy(run.generator))
     rate = functools.partial(ramped_rate, steps=o["tune_steps"], base=o["tune_lr"])
     tuning = Tuning(problem, solution, TuningSettings(o["tune_steps"], rate), run.parts)
     state = job.session.read_state(files.TUNING)
@@ -295,49 +291,20 @@ def tune(run: Run, job: Job, solution: Solution, stop: StopRequest) -> None:
 # ---------------------------------------------------------------- the problem
 
 
-def make_problem(run: Run, target: Target, views: Sequence[View], generator: Any = None) -> Problem:
+def problem_of(run: Run, target: Target, views: Sequence[View], generator: Any = None) -> Problem:
     """Losses and cameras of a group of photos."""
-    generator = run.generator if generator is None else generator
-    o, device = run.options, run.face.device
-    target = target.to(device)
-    weighted = {
-        "picture": (o["picture_weight"], lambda: terms.picture_term),
-        "perceptual": (o["perceptual_weight"], lambda: terms.perceptual_term(run.net, target)),
-        "mask": (
-            o["mask_weight"] if target.scores is not None else 0.0,
-            lambda: terms.scores_term if o["mask_loss"] == "mse" else terms.labels_term(),
-        ),
-        "prior": (o["prior_weight"], lambda: terms.prior_term(run.statistics)),
-        "noise": (o["noise_weight"] if o["noise"] else 0.0, lambda: terms.noise_term),
-    }
-    chosen = {name: Weighted(weight, make()) for name, (weight, make) in weighted.items() if weight}
-    fov = run.face.config.camera.fov
-    return Problem(
-        generator,
-        target,
-        chosen,
+    device = run.face.device
+    angles = torch.tensor([[view.azimuth, view.elevation] for view in views], device=device)
+    return cnerf.make_problem(
+        run.generator if generator is None else generator,
+        target.to(device),
+        angles,
+        run.face.config.camera.fov,
         run.settings,
-        make_scene=functools.partial(cnerf.make_scene, generator),
-        make_camera=lambda view: cnerf.make_camera(view, fov),
-        start_view=torch.tensor([[view.azimuth, view.elevation] for view in views], device=device),
+        run.net,
+        run.statistics,
+        run.finding,
     )
-
-
-def make_inversion(run: Run, problem: Problem) -> Inversion:
-    """Learning rates are in standard deviations of what they move, the camera's in degrees."""
-    o, spread = run.options, run.statistics.spread.values
-    free = cnerf.free_codes(run.generator)
-    scale = float(torch.cat([spread[name].flatten() for name in free]).square().mean().sqrt())
-    rate = o["lr"] * scale
-    settings = InversionSettings(
-        o["steps"],
-        functools.partial(ramped_rate, steps=o["steps"], base=rate),
-        noise_factor=1 / scale,
-        view_factor=math.radians(o["camera_lr"]) / rate,
-    )
-    noise = cnerf.noise_maps(run.generator) if o["noise"] else None
-    average = run.statistics.average
-    return Inversion(problem, average, settings, free=free, noise=noise, move_view=o["refine_camera"])
 
 
 def joined(targets: Sequence[Target]) -> Target:

@@ -10,6 +10,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 import torch
@@ -24,9 +25,11 @@ from facelab.cli.invert import invert_cnerf, list_photos
 from facelab.errors import UserError
 from facelab.inference.latent_files import read_codes
 from facelab.inference.pictures import read_picture, save_png, to_uint8
+from facelab.inversion.problem import Target
 from facelab.inversion.session import Session
+from facelab.losses.perceptual import RandomPerceptual
 from facelab.methods.cnerf.config import CnerfConfig
-from facelab.methods.cnerf.inversion import make_scene, statistics
+from facelab.methods.cnerf.inversion import InvertOptions, invert, make_camera, make_scene, statistics
 from facelab.methods.cnerf.training import METHOD
 from tests.conftest import CHECKOUT
 
@@ -240,6 +243,28 @@ def test_bad_input(volume: Path, full: Path, tmp_path: Path) -> None:
         line = refused(*arguments, *out)
         assert re.search(expected, line), (expected, line)
         assert not (tmp_path / "out").exists(), expected
+
+
+def test_defaults_are_those_of_the_library() -> None:
+    options = [param for param in invert_cnerf.params if isinstance(param, click.Option)]
+    defaults = {option.name: False if option.is_flag else option.default for option in options}
+    for field in dataclasses.fields(InvertOptions):
+        assert defaults[field.name] == field.default, field.name
+
+
+def test_in_one_call(volume: Path) -> None:
+    """The library's function, two photos and their cameras; they are the model's own pictures."""
+    model = facelab.load(volume)
+    views, fov = torch.tensor([[0.1, 0.0], [-0.2, 0.1]]), model.config.camera.fov
+    camera, settings = make_camera(views, fov), model.settings(ray_step_multiplier=1)
+    output = model.generator.render(model.generator.scene(model.codes([1, 2], 1.0)), camera, settings)
+    target = Target(output.rgb, camera, output.semantics, output.semantics.argmax(1))
+    options = InvertOptions(steps=40, lr=0.2, mask_loss="cross_entropy", mask_weight=1e-4, prior_weight=0.0)
+    solution = invert(model.generator, target, views, fov, settings, RandomPerceptual(), options)
+    start = statistics(model.generator).average.map(lambda v: v.expand(2, *v.shape[1:]))
+    first = model.generator.render(model.generator.scene(start), camera, settings)
+    before = (first.rgb - output.rgb).square().flatten(1).mean(1)
+    assert (solution.parts["picture"] < before / 2).all() and solution.codes.values["shape"].shape == (2, 9, 6)
 
 
 def test_folders_of_photos(tmp_path: Path) -> None:

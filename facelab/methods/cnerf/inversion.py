@@ -7,7 +7,10 @@ azimuth and elevation of the camera. (The paper shows inversions and publishes n
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,12 +22,116 @@ from facelab.cameras.sphere import sphere_camera
 from facelab.data.regions import REGION_CLASSES, fuse_regions
 from facelab.errors import UserError
 from facelab.generator import Codes, Scene
+from facelab.inversion import terms
+from facelab.inversion.loop import Inversion, InversionSettings, Solution, advance_until
+from facelab.inversion.problem import Problem, Target, Weighted
+from facelab.inversion.schedules import ramped_rate
 from facelab.inversion.start import CodeStatistics, random_latents, start_statistics
+from facelab.losses.perceptual import PerceptualNet
 from facelab.methods.cnerf.model import CNerfGenerator
 from facelab.nn.stylegan2.noise import const_noise
+from facelab.rendering.settings import RenderSettings
 
 CODES = ("shape", "texture", "decoder")
-PARTS = ("mapping", "field_net", "transfer", "decoder")  # of the generator, for tuning
+
+
+@dataclass(frozen=True)
+class InvertOptions:
+    """What decides an inversion. Weights of 0 leave a loss out."""
+
+    steps: int = 500
+    lr: float = 0.05  # per step, in standard deviations of the codes (and of noise)
+    refine_camera: bool = False
+    camera_lr: float = 0.1  # per step, degrees
+    noise: bool = False  # also find the decoder's noise
+    picture_weight: float = 1.0
+    perceptual_weight: float = 1.0
+    mask_weight: float = 1.0  # where the target has a segmentation
+    mask_loss: Literal["mse", "cross_entropy"] = "mse"  # of the channels, or of the region of each pixel
+    prior_weight: float = 0.01  # mean square of the codes in standard deviations
+    noise_weight: float = 1e5
+
+    def aims(self, has_mask: bool) -> bool:
+        """Whether any loss looks at the photo."""
+        return bool(self.picture_weight or self.perceptual_weight or (has_mask and self.mask_weight))
+
+
+def make_problem(
+    generator: CNerfGenerator,
+    target: Target,
+    views: Tensor,
+    fov: float,
+    settings: RenderSettings,
+    net: PerceptualNet,
+    spread: CodeStatistics,
+    options: InvertOptions,
+) -> Problem:
+    """Losses and cameras of N photos.
+
+    Args:
+        generator: of any stage, on the target's device.
+        target: pictures of the generator's side; see :func:`region_targets` for its segmentation.
+        views: (N, 2) azimuth and elevation in radians, where the target's cameras stand.
+        fov: full field of view in degrees.
+        settings: of the renderings.
+        net: of the perceptual loss.
+        spread: see :func:`statistics`.
+        options: weights.
+    """
+    o = options
+    weighted = {
+        "picture": (o.picture_weight, lambda: terms.picture_term),
+        "perceptual": (o.perceptual_weight, lambda: terms.perceptual_term(net, target)),
+        "mask": (
+            o.mask_weight if target.scores is not None else 0.0,
+            lambda: terms.scores_term if o.mask_loss == "mse" else terms.labels_term(),
+        ),
+        "prior": (o.prior_weight, lambda: terms.prior_term(spread)),
+        "noise": (o.noise_weight if o.noise else 0.0, lambda: terms.noise_term),
+    }
+    return Problem(
+        generator,
+        target,
+        {name: Weighted(weight, make()) for name, (weight, make) in weighted.items() if weight},
+        settings,
+        make_scene=functools.partial(make_scene, generator),
+        make_camera=functools.partial(make_camera, fov=fov),
+        start_view=views,
+    )
+
+
+def make_inversion(
+    generator: CNerfGenerator, problem: Problem, spread: CodeStatistics, options: InvertOptions
+) -> Inversion:
+    """The optimisation, from the average; learning rates are in standard deviations of what they move."""
+    free = free_codes(generator)
+    scale = float(torch.cat([spread.spread.values[name].flatten() for name in free]).square().mean().sqrt())
+    rate = options.lr * scale
+    settings = InversionSettings(
+        options.steps,
+        functools.partial(ramped_rate, steps=options.steps, base=rate),
+        noise_factor=1 / scale,
+        view_factor=math.radians(options.camera_lr) / rate,
+    )
+    noise = noise_maps(generator) if options.noise else None
+    return Inversion(problem, spread.average, settings, free=free, noise=noise, move_view=options.refine_camera)
+
+
+def invert(
+    generator: CNerfGenerator,
+    target: Target,
+    views: Tensor,
+    fov: float,
+    settings: RenderSettings,
+    net: PerceptualNet,
+    options: InvertOptions | None = None,
+) -> Solution:
+    """Codes of N photos in one call; arguments as in :func:`make_problem`."""
+    chosen, spread = options or InvertOptions(), statistics(generator)
+    problem = make_problem(generator, target, views, fov, settings, net, spread, chosen)
+    inversion = make_inversion(generator, problem, spread, chosen)
+    advance_until(inversion)
+    return inversion.solution()
 
 
 def statistics(generator: CNerfGenerator, count: int = 10_000, seed: int = 0) -> CodeStatistics:
