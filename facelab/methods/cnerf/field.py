@@ -23,7 +23,7 @@ from facelab.fields.output import FieldOutput
 from facelab.fields.sdf import BETA_START
 from facelab.methods.cnerf.fusion import RegionValues, Subset, fuse, fuse_features
 from facelab.methods.cnerf.mixing import TEXTURE_LAYERS
-from facelab.methods.cnerf.passes import Plan, evaluate, phase, sine
+from facelab.methods.cnerf.passes import Plan, evaluate, phase, sine, wide
 from facelab.nn.film import FilmLinear, FilmSine, StackedLinear, affine, sine_affine
 
 Layers = Sequence[FilmLinear]
@@ -176,9 +176,12 @@ class LocalGenerators(nn.Module):
         if kept is not None:
             texture, mask = texture.select(kept), mask[:, list(kept)]
             weight, bias = weight[list(kept)], bias[list(kept)]
-        points = self._of_points(texture, weight[..., :width])[:, :, 0].unflatten(2, mask.shape[2:])
         seen = of_directions(directions, weight[..., width:], bias)  # N, K, R, C: the same for all samples of a ray
-        return fuse_features(points, mask) + torch.einsum("nkrs,nkrc->nrsc", mask, seen)
+        of_rays = torch.einsum("nkrs,nkrc->nrsc", mask, seen)
+        if texture.taken and not torch.is_grad_enabled():
+            return masked_product(texture.tensor[:, :, 0], mask, weight[..., :width]) + of_rays
+        points = self._of_points(texture, weight[..., :width])[:, :, 0].unflatten(2, mask.shape[2:])
+        return fuse_features(points, mask) + of_rays
 
     @staticmethod
     def _of_points(sines: Sines, weight: Tensor) -> Tensor:
@@ -460,6 +463,25 @@ class _PullBack(torch.autograd.Function):
         of_arguments.append(torch.sin(last).mul_(head).mul_(grad).neg_())
         of_head = torch.cos(last).mul_(grad).sum((0, 3), keepdim=True)[0]
         return None, of_head, *of_arguments, *of_weights
+
+
+def masked_product(sines: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
+    """``sum over k of m_k W_k s_k`` as one product over regions and width: nothing of K x C numbers a point but its input.
+
+    Args:
+        sines: (N, K, P, C).
+        mask: (N, K, R, S), P = R S.
+        weight: (K, O, C).
+
+    Returns:
+        (N, R, S, O) in the weight's type. No derivatives are recorded.
+    """
+    scenes, regions, points, width = sines.shape
+    rows = sines.new_empty(scenes, points, regions, width)
+    torch.mul(sines.transpose(1, 2), mask.flatten(2).transpose(1, 2)[..., None].to(sines.dtype), out=rows)
+    columns = weight.transpose(1, 2).flatten(0, 1).to(sines.dtype)  # K C, O
+    product = wide(rows.flatten(2), columns.expand(scenes, *columns.shape), weight.dtype)
+    return product.unflatten(1, mask.shape[2:])
 
 
 def of_directions(directions: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from facelab.config import from_dict
 from facelab.methods.cnerf import passes
 from facelab.methods.cnerf.config import CnerfConfig
 from facelab.methods.cnerf.field import CNerfField, CNerfFieldConfig, distance_gradient, run_layers
+from facelab.methods.cnerf.fusion import Subset
 from facelab.methods.cnerf.passes import Evaluation, Plan, evaluate
 from facelab.methods.cnerf.training import Cnerf
 from facelab.nn.film import FilmLinear
@@ -160,6 +162,18 @@ def test_the_field_says_the_same_with_and_without_its_gradient() -> None:
         net.with_gradient(points.requires_grad_(), directions)[1],
     ):
         torch.testing.assert_close(gradient, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kept", [None, (1, 4)])
+def test_features_of_pictures_are_those_of_training(kept: tuple[int, ...] | None) -> None:
+    """Without derivatives all regions go through one product."""
+    net, points, directions = bound(features=True)
+    net = replace(net, subset=None if kept is None else Subset(kept))
+    slowly = net(points, directions).features.detach()
+    with torch.no_grad():
+        at_once = net(points, directions).features
+    assert at_once.shape == (2, 6, 8, 32) and not at_once.equal(slowly)
+    torch.testing.assert_close(at_once, slowly, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("features", [False, True])
