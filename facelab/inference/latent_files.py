@@ -45,7 +45,9 @@ def read_codes(path: str | Path, generator: Any) -> Codes:
     path = Path(path)
     path = path / SESSION_FILE if path.is_dir() else path
     if not path.is_file():
-        raise UserError(f"no codes at {path}: expected a .safetensors or .pth file, or a session folder; check the path")
+        raise UserError(
+            f"no codes at {path}: expected a .safetensors or .pth file, or a session folder; check the path"
+        )
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
