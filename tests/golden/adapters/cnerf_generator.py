@@ -174,7 +174,7 @@ def generator_volume(meta: Meta, arrays: Arrays) -> Arrays:
     c = meta["config"]
     generator, camera = build(meta), cameras(c, arrays["in_locations"])
     scene = generator.scene(generator.map({"z": arrays["in_z"]}))
-    options = SdfOptions(samples=True, gradient="forward")
+    options = SdfOptions(samples=True, gradient="layers")
     seen = generator.render_volume(scene, camera, settings(c), options=options)
     assert seen.gradient is not None and seen.sdf is not None and seen.semantics is not None
     eikonal, surface = eikonal_loss(seen.gradient), minimal_surface_loss(seen.sdf, c["min_surf_beta"])

@@ -67,7 +67,7 @@ def train_step(meta: Meta, arrays: Arrays) -> Arrays:
     camera = cameras(c, arrays["in_locations"])
     draws = TapeDraws(tape={"jitter": arrays["in_t_rand"]})
     scene = generator.scene(generator.map({"z": arrays["in_z"]}))
-    options = SdfOptions(samples=True, gradient="forward")
+    options = SdfOptions(samples=True, gradient="layers")
     seen = generator.render_volume(scene, camera, settings(c, jitter=c["perturb"] > 0), draws, options)
     assert seen.sdf is not None and seen.gradient is not None
     fake = Portraits(image(2 * seen.rgb - 1, c), image(seen.semantics, c))
