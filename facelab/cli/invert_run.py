@@ -36,6 +36,7 @@ from facelab.progress import progress_bar
 from facelab.training.signals import StopRequest
 
 EVERY = 10  # steps between two rows of the curve
+TUNES = ("tune_steps", "tune_lr", "tune_parts")
 SAME = ("method", "model_weights", "photo", "options", "perceptual_net")  # what a resumed session must share
 
 
@@ -150,9 +151,19 @@ def open_sessions(
         if photo in prepared:
             _begin(run, session, photo, prepared[photo])
         else:
-            session.expect(run.described(photo), SAME)
+            _expect(run, session, photo)
         jobs.append(_open(run, session, photo.stem))
     return jobs
+
+
+def _expect(run: Run, session: Session, photo: Path) -> None:
+    """UserError where a session was begun otherwise. Before its tuning has begun, that may be chosen anew."""
+    described = run.described(photo)
+    untuned = not (session / files.TUNING).exists()
+    session.expect(described, SAME, TUNES if untuned else ())
+    before = session.settings()
+    if before["options"] != run.options:
+        session.begin({**before, "options": run.options})
 
 
 def _begin(run: Run, session: Session, photo: Path, found: Prepared) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +56,16 @@ class Session:
             raise UserError(f"{self / SETTINGS} is not of an inversion of this version; choose another output folder")
         return found
 
-    def expect(self, settings: Mapping[str, Any], keys: tuple[str, ...]) -> None:
-        """UserError unless the session was begun with the same values of these keys; dictionaries are compared by entry."""
+    def expect(self, settings: Mapping[str, Any], keys: Sequence[str], free: Collection[str] = ()) -> None:
+        """UserError unless the session was begun with the same values of these keys; dictionaries are compared by entry.
+
+        Entries named in ``free`` may differ.
+        """
         before = self.settings()
         for key in keys:
             old, new = before.get(key), settings[key]
             if isinstance(old, dict) and isinstance(new, dict):
-                changed = [k for k in {**old, **new} if old.get(k) != new.get(k)]
+                changed = [k for k in {**old, **new} if old.get(k) != new.get(k) and k not in free]
                 if changed:
                     name = changed[0]
                     self._refuse(name, old.get(name), new.get(name))

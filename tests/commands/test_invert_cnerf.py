@@ -188,6 +188,18 @@ def test_side_by_side_is_as_one_by_one(volume: Path, tmp_path: Path) -> None:
             torch.testing.assert_close(value, two[key], rtol=1e-3, atol=1e-4)
 
 
+def test_tuning_can_be_asked_for_later(volume: Path, tmp_path: Path) -> None:
+    arguments = (volume, photo(tmp_path), "--out", tmp_path, "--steps", 4, *SHORT)
+    succeed(*arguments, "--tune-steps", 2, "--out", tmp_path / "at_once")
+    succeed(*arguments)
+    assert not (tmp_path / "me" / "generator.safetensors").exists()
+    succeed(*arguments, "--resume", "--tune-steps", 2)
+    at_once, later = (load_file(f / "me" / "generator.safetensors") for f in (tmp_path / "at_once", tmp_path))
+    assert all(torch.equal(value, later[name]) for name, value in at_once.items())
+    assert Session(tmp_path / "me").settings()["options"]["tune_steps"] == 2
+    assert "begun with another tune-steps: expected 2, got 3" in refused(*arguments, "--resume", "--tune-steps", 3)
+
+
 def test_damaged_sessions(volume: Path, tmp_path: Path) -> None:
     source, out = photo(tmp_path), tmp_path / "out"
     arguments = (volume, source, "--out", out, "--steps", 2, *SHORT)
