@@ -64,7 +64,16 @@ def bias_act(
         return x
     bias = None if b is None else b.to(x.dtype)
     dim = 0 if b is None else dim % x.ndim
-    return torch.ops.facelab.bias_act(x, bias, dim, act, alpha, gain, None if clamp is None else float(clamp))
+    return _call("bias_act", (x, bias), dim, act, alpha, gain, None if clamp is None else float(clamp))
+
+
+def _call(op: str, tensors: tuple[Tensor | None, ...], *settings: Any) -> Tensor:
+    """An op of this module, by the shortest way."""
+    if not all(x is None or dispatch.eager(x) for x in tensors):
+        return getattr(torch.ops.facelab, op)(*tensors, *settings)
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
+        return _FUNCTIONS[op].apply(*tensors, *settings)
+    return _FUNCTIONS[op].kernel(*tensors, *settings)
 
 
 def _run(out: Tensor, kernel: Callable[[], list[Tensor]], twin: Callable[[], Tensor], *settings: Any) -> Tensor:
@@ -186,7 +195,7 @@ def _backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
         dx = dy if gain == 1 else dy * gain
     else:
         ref, b = (*ctx.saved_tensors, None)[:2]
-        dx = torch.ops.facelab.bias_act_grad(dy, ref, b, *ctx.settings, ctx.from_output)
+        dx = _call("bias_act_grad", (dy, ref, b), *ctx.settings, ctx.from_output)
     db = sum_bias(dx, dim) if ctx.has_bias and ctx.needs_input_grad[1] else None
     return dx if ctx.needs_input_grad[0] else None, db, *[None] * 5
 
@@ -202,9 +211,9 @@ def _backward_grad(ctx: Any, v: Tensor) -> tuple[Any, ...]:
     ref, b, *rest = ctx.saved_tensors
     d_dy = d_ref = d_b = None
     if ctx.needs_input_grad[0]:
-        d_dy = torch.ops.facelab.bias_act_grad(v, ref, b, *ctx.settings, ctx.from_output)
+        d_dy = _call("bias_act_grad", (v, ref, b), *ctx.settings, ctx.from_output)
     if ctx.curved and any(ctx.needs_input_grad[1:3]):
-        d_ref = torch.ops.facelab.bias_act_grad2(v, rest[0], ref, b, *ctx.settings)
+        d_ref = _call("bias_act_grad2", (v, rest[0], ref, b), *ctx.settings)
         d_b = sum_bias(d_ref, ctx.settings[0]) if b is not None and ctx.needs_input_grad[2] else None
     return d_dy, d_ref, d_b, *[None] * 6
 
@@ -219,3 +228,44 @@ def _third_order(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
 torch.library.register_autograd("facelab::bias_act", _backward, setup_context=_setup, lib=_library)
 torch.library.register_autograd("facelab::bias_act_grad", _backward_grad, setup_context=_setup_grad, lib=_library)
 torch.library.register_autograd("facelab::bias_act_grad2", _third_order, lib=_library)
+
+
+# ---------------------------------------------------------------- the ops where nothing but autograd looks on
+
+
+class _BiasAct(torch.autograd.Function):
+    kernel = staticmethod(_bias_act)
+    backward = staticmethod(_backward)
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        output = _bias_act(*inputs)
+        _setup(ctx, inputs, output)
+        return output
+
+
+class _BiasActGrad(torch.autograd.Function):
+    kernel = staticmethod(_bias_act_grad)
+    backward = staticmethod(_backward_grad)
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        output = _bias_act_grad(*inputs)
+        _setup_grad(ctx, inputs, output)
+        return output
+
+
+class _BiasActGrad2(torch.autograd.Function):
+    kernel = staticmethod(_bias_act_grad2)
+    backward = staticmethod(_third_order)
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        return _bias_act_grad2(*inputs)
+
+
+_FUNCTIONS: dict[str, Any] = {
+    "bias_act": _BiasAct,
+    "bias_act_grad": _BiasActGrad,
+    "bias_act_grad2": _BiasActGrad2,
+}

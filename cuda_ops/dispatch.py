@@ -22,6 +22,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 MODES = ("auto", "cuda", "triton", "reference")
@@ -68,6 +69,20 @@ def triton_problem(device: torch.device) -> str | None:
     index = torch.cuda.current_device() if device.index is None else device.index
     major, minor = _capability(index)
     return None if major >= 8 else f"the GPU's compute capability {major}.{minor} is below 8.0"
+
+
+def eager(x: Tensor) -> bool:
+    """True where ``x`` is a plain tensor that nothing traces, fakes, counts or transforms.
+
+    There an op may be called without the machinery of torch.library, which costs more than the kernels of small
+    pictures: a hundred microseconds for each call that is differentiated.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and type(x) in (Tensor, torch.nn.Parameter)
+        and not is_in_torch_dispatch_mode()
+        and not torch._C._are_functorch_transforms_active()
+    )
 
 
 def dtype_problem(x: Tensor) -> str | None:

@@ -65,7 +65,16 @@ def upfirdn2d(
         )
     factors, p = (reference.pair(up, "up"), reference.pair(down, "down")), reference.pads(padding)
     reference.output_size(x.shape[2], x.shape[3], reference.filter_size(f), *factors, p)
-    return torch.ops.facelab.upfirdn2d(x, f, *factors, p, flip_filter, float(gain))
+    return _call(x, f, *factors, p, flip_filter, float(gain))
+
+
+def _call(x: Tensor, f: Tensor | None, *settings: Any) -> Tensor:
+    """The op, by the shortest way."""
+    if not dispatch.eager(x):
+        return torch.ops.facelab.upfirdn2d(x, f, *settings)
+    if torch.is_grad_enabled() and x.requires_grad:
+        return _Upfirdn2d.apply(x, f, *settings)
+    return _upfirdn2d(x, f, *settings)
 
 
 @torch.library.impl(_library, "upfirdn2d", "CompositeExplicitAutograd")
@@ -125,8 +134,20 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
     (f,) = ctx.saved_tensors
-    dx = torch.ops.facelab.upfirdn2d(dy, f, ctx.down, ctx.up, ctx.padding, not ctx.flip_filter, ctx.gain)
+    dx = _call(dy, f, ctx.down, ctx.up, ctx.padding, not ctx.flip_filter, ctx.gain)
     return dx, *[None] * 6
+
+
+class _Upfirdn2d(torch.autograd.Function):
+    """The op where nothing but autograd looks on."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        output = _upfirdn2d(*inputs)
+        _setup(ctx, inputs, output)
+        return output
+
+    backward = staticmethod(_backward)
 
 
 torch.library.register_autograd("facelab::upfirdn2d", _backward, setup_context=_setup, lib=_library)

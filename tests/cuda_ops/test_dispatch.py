@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
+import cuda_ops
 from cuda_ops import dispatch
 from cuda_ops.__main__ import status
 
@@ -108,3 +110,41 @@ def test_importing_compiles_and_imports_nothing() -> None:
         "'cuda_ops.filter_kernels', 'cuda_ops.bias_act_kernels', 'facelab')))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0
+
+
+def test_ops_take_the_short_way_only_where_nothing_looks_on() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils.flop_counter import FlopCounterMode
+
+    x = torch.randn(1, 2, 4, 4)
+    assert dispatch.eager(x) and dispatch.eager(torch.nn.Parameter(x))
+    with FakeTensorMode() as mode:
+        assert not dispatch.eager(mode.from_tensor(x))
+    with FlopCounterMode(display=False):
+        assert not dispatch.eager(x)
+    seen = []
+    torch.func.vjp(lambda x: seen.append(dispatch.eager(x)) or x, x)
+    torch.compile(lambda x: seen.append(dispatch.eager(x)) or x, backend="eager")(x)
+    assert seen == [False, False]
+
+
+@pytest.mark.parametrize("case", ["bias_act", "upfirdn2d"])
+def test_the_short_way_gives_what_the_op_gives(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values and gradients of first and second order."""
+    x = torch.randn(1, 2, 6, 6, dtype=torch.float64, requires_grad=True)
+    b, f = torch.randn(2, dtype=torch.float64, requires_grad=True), cuda_ops.setup_filter([1, 3, 3, 1])
+
+    def numbers() -> list[Tensor]:
+        if case == "bias_act":
+            y = cuda_ops.bias_act(x, b, act="softplus", gain=0.7, clamp=2.0)
+        else:
+            y = cuda_ops.upfirdn2d(x, f, down=2, padding=1) + b.sum()
+        first = torch.autograd.grad(y.square().sum(), (x, b), create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), (x, b))
+        return [y, *first, *second]
+
+    short = numbers()
+    monkeypatch.setattr(dispatch, "eager", lambda x: False)
+    for a, b_ in zip(short, numbers(), strict=True):
+        assert a.abs().sum() > 0
+        torch.testing.assert_close(a, b_, rtol=0, atol=0)
