@@ -18,12 +18,13 @@ import os
 import threading
 import warnings
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+Result = TypeVar("Result")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 MODES = ("auto", "cuda", "triton", "reference")
 _warned: set[str] = set()
@@ -119,8 +120,8 @@ def choose(
 
 
 def run(
-    op: str, device: torch.device, problem: str | None, kernel: Callable[[], Tensor], twin: Callable[[], Tensor]
-) -> Tensor:
+    op: str, device: torch.device, problem: str | None, kernel: Callable[[], Result], twin: Callable[[], Result]
+) -> Result:
     """``kernel()`` or ``twin()``, as :func:`choose` says; the twin on the CPU without a warning.
 
     A kernel that fails (no C compiler for Triton's launcher, an unsupported GPU ...) is not tried again

@@ -171,7 +171,8 @@ def _render(
     from cuda_ops import triplane_launch
 
     spec, keep = TriplaneSpec.of(*rest[3:-1]), rest[-1]
-    return triplane_launch.forward(planes, origins, directions, (w1, b1, w2, b2), *rest[:3], spec, keep)
+    limits, jitter, u = rest[:3]
+    return triplane_launch.forward(planes, origins, directions, (w1, b1, w2, b2), limits, jitter, u, spec, keep)
 
 
 @torch.library.register_fake("facelab::triplane_render", lib=_library)
@@ -190,10 +191,10 @@ def _backward_op(d_features: Tensor, d_scalars: Tensor, *rest: Any) -> tuple[Ten
     from cuda_ops import triplane_launch
 
     planes, origins, directions, *decoder, depths = rest[:8]
-    spec, wanted = TriplaneSpec.of(*rest[8:-2]), rest[-2:]
+    spec, (of_planes, of_rays) = TriplaneSpec.of(*rest[8:-2]), rest[-2:]
     w1, b1, w2, b2 = decoder
     return triplane_launch.backward(
-        d_features, d_scalars, planes, origins, directions, (w1, b1, w2, b2), depths, spec, *wanted
+        d_features, d_scalars, planes, origins, directions, (w1, b1, w2, b2), depths, spec, of_planes, of_rays
     )
 
 

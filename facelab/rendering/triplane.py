@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -48,8 +50,25 @@ def render_triplane(
     """
     spec = fused_spec(field, settings)
     supported = not keep_weights and _has_kernel(settings, rays) and _has_gradient(planes, rays, field, settings)
-    if not (supported and _wanted(planes, field, spec)):
+
+    def plain() -> RenderOutput:
         return render_midpoints(lambda points, _: field(points, planes), rays, settings, draws, keep_weights)
+
+    if not (supported and _wanted(planes, field, spec)):
+        return plain()
+    fused = functools.partial(_render_fused, planes, rays, field, settings, draws, spec)
+    return dispatch.run("triplane_render", planes.device, None, fused, plain)
+
+
+def _render_fused(
+    planes: Tensor,
+    rays: Rays,
+    field: TriplaneField,
+    settings: RenderSettings,
+    draws: Draws | None,
+    spec: triplane_render.TriplaneSpec,
+) -> RenderOutput:
+    """:func:`render_triplane` by the fused kernels."""
     check_midpoint_settings(settings)
     images, count = rays.origins.shape[:2]
     noise = RayNoise.draw(draws, settings, images, count, rays.origins.device, of_samples=True)

@@ -37,7 +37,7 @@ class Recorder:
     def __getitem__(self, grid: tuple[int]) -> Callable[..., None]:
         return self._compile
 
-    def _compile(self, *positional: Any, num_warps: int, **named: Any) -> None:
+    def _compile(self, *positional: Any, num_warps: int, num_stages: int = 3, **named: Any) -> None:
         from triton.backends.compiler import GPUTarget
         from triton.compiler import ASTSource
 
@@ -51,11 +51,12 @@ class Recorder:
             if isinstance(value, torch.Tensor):
                 signature[parameter.name] = "*" + TYPES[value.dtype]
             else:
-                signature[parameter.name] = parameter.annotation_type or "i32"
+                signature[parameter.name] = parameter.annotation_type or ("fp32" if type(value) is float else "i32")
             if isinstance(value, torch.Tensor) or (type(value) is int and value % 16 == 0 and not fixed):
                 attributes[(i,)] = [["tt.divisibility", 16]]
         source = ASTSource(self.kernel, signature, constants, attributes)
-        self.compiled.append(triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": num_warps}))
+        options = {"num_warps": num_warps, "num_stages": num_stages}
+        self.compiled.append(triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options))
 
 
 def widths(ptx: str, what: str) -> set[int]:
@@ -108,3 +109,21 @@ def test_bias_act_reads_and_writes_16_bytes_a_lane(monkeypatch: pytest.MonkeyPat
     for compiled in recorder.compiled:
         assert compiled.metadata.shared == 0
         assert max(widths(compiled.asm["ptx"], "ld")) == max(widths(compiled.asm["ptx"], "st")) == 128
+
+
+@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
+def test_the_renderers_gradient_adds_four_channels_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cuda_ops import triplane_backward, triplane_launch
+    from cuda_ops.triplane_render import TriplaneSpec
+
+    recorder = Recorder(triplane_backward.render_backward)
+    monkeypatch.setattr(triplane_backward, "render_backward", recorder)
+    planes, rays = torch.empty(2, 3, 32, 64, 64), torch.empty(2, 32, 3)
+    decoder = torch.empty(64, 32), torch.empty(64), torch.empty(33, 64), torch.empty(33)
+    spec = TriplaneSpec(((0, 1), (0, 2), (2, 0)), 2.0, False, 2.25, 3.3, 48, 48, precision="tf32")
+    gradients, depths = (torch.empty(2, 32, 32), torch.empty(3, 2, 32, 1)), torch.empty(2, 32, 96)
+    triplane_launch.backward(*gradients, planes, rays, rays, decoder, depths, spec, True, False)
+    (compiled,) = recorder.compiled
+    added = set(re.findall(r"\b(?:atom|red)\.(\S*add\S*)", compiled.asm["ptx"]))
+    assert added == {"global.gpu.relaxed.add.v4.f32"}, added
+    assert compiled.metadata.shared <= 96 << 10  # fits GPUs of consumers too

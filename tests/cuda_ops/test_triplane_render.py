@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -274,6 +275,18 @@ def test_what_the_fused_gradient_lacks_takes_the_plain_renderer(what: str, monke
     assert gradient.abs().sum() > 0
 
 
+def test_automatic_precision_follows_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    field, _, _ = scene({})
+    settings = RenderSettings(**FIXED)
+    found = []
+    for allowed in (False, True):
+        switches = SimpleNamespace(matmul=SimpleNamespace(allow_tf32=allowed))
+        monkeypatch.setattr(torch.backends, "cuda", switches)
+        found.append(fused_spec(field, settings).precision)
+    field.precision = "fp16"
+    assert [*found, fused_spec(field, settings).precision] == ["fp32", "tf32", "fp16"]
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16"])
 def test_released_size_on_a_gpu(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,4 +323,4 @@ def test_kernel_in_the_interpreter() -> None:
     summary = done.stdout.strip().splitlines()[-1]
     if "interpreter.py" in done.stdout and "only 0-dimensional arrays can be converted" in done.stdout:
         pytest.skip("this version of Triton interprets no loops with NumPy 2.4 or newer")
-    assert done.returncode == 0 and "27 passed, 4 skipped" in summary, done.stdout[-3000:]
+    assert done.returncode == 0 and "28 passed, 4 skipped" in summary, done.stdout[-3000:]
