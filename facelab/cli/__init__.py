@@ -29,6 +29,7 @@ TRAINED = {
     "train-pigan": ("pigan", "celeba"),
     "train-eg3d": ("eg3d", "ffhq_512"),
     "train-stylesdf": ("stylesdf", "ffhq_volume"),
+    "train-cnerf": ("cnerf", "ffhq_volume"),
 }
 
 
