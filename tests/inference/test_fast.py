@@ -76,7 +76,7 @@ def test_generator_is_left_alone(generator: TriPlaneGenerator, device: torch.dev
     with pytest.raises(ValueError):
         fast.scene(Codes({"w": torch.zeros(1, 3, 5, device=device)}))
     assert (generator.precision, generator.field_net.precision, generator.backbone.synthesis.fused_modconv) == before
-    assert before == (AS_BUILT, "fp32", "inference_only")
+    assert before == (AS_BUILT, "auto", "inference_only")
 
 
 def test_blocks_run_in_the_asked_precision_and_fused_for_one_sample(
