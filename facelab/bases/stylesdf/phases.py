@@ -91,6 +91,8 @@ def field_penalty(
 ) -> Tensor:
     """Weighted eikonal and minimal surface terms of a rendering; logs ``eikonal`` and ``surface``.
 
+    Also logs ``inside``, the share of the samples that lie within a head: at 0 there is no surface left.
+
     Args:
         volume: with ``gradient`` (for the first) and ``sdf`` (for the second); a term without its values is left out,
             as for fields without a signed distance.
@@ -98,6 +100,8 @@ def field_penalty(
         sharpness: see :func:`facelab.losses.sdf.minimal_surface_loss`.
     """
     total = torch.zeros((), device=ctx.device)
+    if volume.sdf is not None:
+        ctx.log("inside", (volume.sdf.detach() < 0).float())
     if eikonal and volume.gradient is not None:
         term = eikonal_loss(volume.gradient)
         ctx.log("eikonal", term)
@@ -129,6 +133,14 @@ class SphereBatch:
     distances: Callable[[PhaseContext, dict[str, Tensor]], Callable[[Tensor], Tensor]]
 
 
+def sphere_loss(ctx: PhaseContext, what: SphereBatch, draws: Draws, count: int, model: str = GENERATOR) -> Tensor:
+    """Mean distance (0-d) of random heads from the sphere, at the training depths of random cameras."""
+    latents = draw_latents(ctx, ctx.models[model].latent_spec, draws, count)  # type: ignore[arg-type]
+    camera = draw_cameras(ctx, what.prior, draws, count)
+    rays = make_depth_rays(camera, what.settings.resolution, what.settings.grid, what.settings.lock_view)
+    return sphere_start(what.distances(ctx, latents), rays, what.settings, draws, what.sampling).loss
+
+
 def sphere_warmup(
     steps: int, batch: int | None, describe: Callable[[Any], SphereBatch], model: str = GENERATOR
 ) -> Warmup | None:
@@ -149,12 +161,8 @@ def sphere_warmup(
         share = share_of(ctx, batch or ctx.progress.batch_size)
         if not share.count:
             return
-        what = describe(ctx.config)
-        latents = draw_latents(ctx, ctx.models[model].latent_spec, ctx.draws, share.count)  # type: ignore[arg-type]
-        camera = draw_cameras(ctx, what.prior, ctx.draws, share.count)
-        rays = make_depth_rays(camera, what.settings.resolution, what.settings.grid, what.settings.lock_view)
-        start = sphere_start(what.distances(ctx, latents), rays, what.settings, ctx.draws, what.sampling)
-        yield "distance", share.weight * start.loss
+        start = sphere_loss(ctx, describe(ctx.config), ctx.draws, share.count, model)
+        yield "distance", share.weight * start
 
     return Warmup(steps, (Phase("sphere", (model,), model, losses, real=False),))
 

@@ -41,6 +41,8 @@ SHARED = (
     *("view.dist_radius", "view.fov", "render.resolution", "render.sampling"),
 )
 
+BETA = "generator.field_net.beta"
+
 
 class StyleSdf:
     """StyleSDF, stage ``volume`` or ``full`` as the configuration says."""
@@ -144,7 +146,11 @@ class StyleSdf:
         o = config.optim
         if config.stage == "volume":
             rates = {"generator": o.volume_generator_lr, "discriminator": o.volume_discriminator_lr}
-            return {name: OptimizerSpec((name,), lr, tuple(o.volume_betas), o.eps) for name, lr in rates.items()}
+            factors = {"generator": {BETA: o.beta_factor} if config.model.density == "sdf" else {}, "discriminator": {}}
+            return {
+                name: OptimizerSpec((name,), lr, tuple(o.volume_betas), o.eps, lr_factors=factors[name])
+                for name, lr in rates.items()
+            }
         betas = tuple(o.full_betas)
         return {
             "generator": OptimizerSpec(

@@ -43,6 +43,8 @@ class LossConfig:
     eikonal: float = 0.1  # eikonal_lambda: gradients of the signed distance have length 1
     surface: float = 0.05  # min_surf_lambda: few points lie near a surface
     surface_sharpness: float = 100.0  # min_surf_beta, 1 / scene unit
+    sphere: float = 0.0  # of the distance from the first sphere, none in the original; fades over sphere_steps
+    sphere_steps: int = 0
     path: float = 2.0  # path_regularize, of the full stage; 0 = no regulariser
     path_every: int = 4  # g_reg_every, steps
     path_shrink: int = 2  # path_batch_shrink: the regulariser sees a batch smaller by this factor, at least 1
@@ -50,7 +52,7 @@ class LossConfig:
     mixing: float = 0.9  # probability that a batch has two latents
 
     def __post_init__(self) -> None:
-        for name in ("r1", "view", "eikonal", "surface", "path"):
+        for name in ("r1", "view", "eikonal", "surface", "sphere", "sphere_steps", "path"):
             if getattr(self, name) < 0:
                 raise ValueError(f"loss.{name} must not be negative, got {getattr(self, name)}")
         for name in ("r1_every", "path_every", "path_shrink"):
@@ -86,12 +88,13 @@ class OptimConfig:
     volume_generator_lr: float = 2e-5
     volume_discriminator_lr: float = 2e-4
     volume_betas: tuple[float, float] = (0.0, 0.9)
+    beta_factor: float = 1.0  # on the generator's rate, for the width of the surface
     full_lr: float = 0.002  # lr, of decoder and discriminator before the correction for lazy phases
     full_betas: tuple[float, float] = (0.0, 0.99)
     eps: float = 1e-8
 
     def __post_init__(self) -> None:
-        rates = (self.volume_generator_lr, self.volume_discriminator_lr, self.full_lr)
+        rates = (self.volume_generator_lr, self.volume_discriminator_lr, self.beta_factor, self.full_lr)
         betas = (*self.volume_betas, *self.full_betas)
         if min(rates) < 0 or not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"optim: rates must not be negative and betas lie in [0, 1), got {self}")

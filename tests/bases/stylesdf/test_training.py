@@ -125,7 +125,7 @@ def test_everything_took_part(first: Path, second: Path) -> None:
         [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()] for run in (first, second)
     )
     assert [line["warmup_step"] for line in volume] == [1, 2, 2, 2, 2] and "sphere/distance" in volume[0]
-    wanted = {f"generator/{name}" for name in ("adversarial", "view", "eikonal", "surface", "beta")}
+    wanted = {f"generator/{name}" for name in ("adversarial", "view", "eikonal", "surface", "inside", "beta")}
     wanted |= {f"discriminator/{name}" for name in ("real", "fake", "r1", "view")}
     assert all(wanted <= set(line) for line in volume[2:])
     lazy = [("d_reg/r1" in line, "g_path/penalty" in line) for line in full]
@@ -257,6 +257,29 @@ def test_terms_of_weight_zero_cost_nothing() -> None:
     assert dict(stages.judge_thumbnails(ctx))["real"].isfinite()
     names = [p.name for p in METHOD.stages(staged("debug_full", "loss.path=0", "loss.r1=0").at(0))[0].phases]
     assert names == ["d_main", "g_main"] and "path" not in METHOD.build(staged("debug_full", "loss.path=0").at(0))
+
+
+def test_the_sphere_as_an_anchor_fades() -> None:
+    config = staged("debug", "loss.sphere=2", "loss.sphere_steps=10").at(0)
+    models = METHOD.build(config)
+    ctx = context(config, models)
+    weighted = stages.sphere_anchor(ctx)
+    distance = phases.sphere_loss(ctx, stages.sphere_batch(config), ctx.draws.at(phase="test/sphere"), 2)
+    torch.testing.assert_close(weighted, 2 * distance)
+    later = replace(ctx, progress=replace(ctx.progress, step=5))
+    torch.testing.assert_close(stages.sphere_anchor(later), distance)
+    assert stages.sphere_anchor(replace(ctx, progress=replace(ctx.progress, step=10))) == 0
+    assert stages.sphere_anchor(context(staged("debug").at(0), models)) == 0, "none by default"
+
+
+def test_the_width_of_the_surface_has_a_start_and_a_rate(tmp_path: Path) -> None:
+    settings = ("sphere.beta=0.03", "optim.beta_factor=0.5", "sphere.steps=0", "train.max_steps=1")
+    trainer = Trainer(METHOD, staged("debug", *settings), tmp_path)
+    generator: Any = trainer.models["generator"]
+    assert generator.field_net.beta.item() == pytest.approx(0.03)
+    groups = trainer.optimizers["generator"].adam.param_groups
+    rates = {name: group["lr"] for group in groups for name in group["param_names"]}
+    assert rates.pop("generator.field_net.beta") == pytest.approx(1e-5) and set(rates.values()) == {2e-5}
 
 
 def test_raw_densities_train_without_a_sphere(tmp_path: Path) -> None:
