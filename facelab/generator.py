@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from facelab.cameras import Camera
 from facelab.draws import Draws
@@ -136,6 +137,18 @@ def seed_latents(spec: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, Te
     """Latents (1, ...) of a seed, one code after the other as ``torch.manual_seed(seed); torch.randn(1, ...)`` draws."""
     source = torch.Generator().manual_seed(seed)
     return {name: torch.randn(1, *shape, generator=source) for name, shape in spec.items()}
+
+
+def ray_image(x: Tensor, side: int) -> Tensor:
+    """Values of rays (N, side * side, C), row-major, -> image (N, C, side, side)."""
+    return x.transpose(1, 2).unflatten(2, (side, side)).contiguous()
+
+
+def enlarged(x: Tensor, size: int) -> Tensor:
+    """Images (N, C, s, s) -> (N, C, size, size), bilinear."""
+    if x.shape[-1] == size:
+        return x
+    return F.interpolate(x, size=(size, size), mode="bilinear", align_corners=False)
 
 
 def fill_output(output: GeneratorOutput, color: FillColor = "black", reference: bool = False) -> GeneratorOutput:

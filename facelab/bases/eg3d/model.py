@@ -25,7 +25,7 @@ from facelab.cameras.rays import make_rays
 from facelab.draws import Draws
 from facelab.fields.output import BoundField
 from facelab.fields.triplane import TriplaneConfig, TriplaneField
-from facelab.generator import Codes, GeneratorOutput, Scene, sample_latents
+from facelab.generator import Codes, GeneratorOutput, Scene, enlarged, ray_image, sample_latents
 from facelab.nn.stylegan2 import AS_BUILT, KINDS, Precision, StyleGAN2Generator, Superresolution
 from facelab.nn.stylegan2.network import FusedModulation
 from facelab.nn.stylegan2.noise import NoiseMode
@@ -265,15 +265,14 @@ class TriPlaneGenerator(nn.Module):
         output = self.render_volume(scene, camera, settings, draws)
         side = settings.resolution
 
-        def image(x: Tensor) -> Tensor:
-            return x.transpose(1, 2).unflatten(2, (side, side)).contiguous()
-
         assert output.features is not None
-        features = image(2 * output.features - 1)
+        features = ray_image(2 * output.features - 1, side)
         rgb, raw = self.enlarge(features, scene.parts["w"], draws)
         size = rgb.shape[-1]
-        depth, opacity = (_enlarged(image(x), size) for x in (output.depth, output.opacity))
-        normals = None if output.normals is None else F.normalize(_enlarged(image(output.normals), size), dim=1)
+        depth, opacity = (enlarged(ray_image(x, side), size) for x in (output.depth, output.opacity))
+        normals = (
+            None if output.normals is None else F.normalize(enlarged(ray_image(output.normals, side), size), dim=1)
+        )
         return GeneratorOutput(rgb, depth, opacity, normals=normals, raw_rgb=raw, features=features)
 
     def enlarge(self, features: Tensor, w: Tensor, draws: Draws | None = None) -> tuple[Tensor, Tensor]:
@@ -308,9 +307,3 @@ class TriPlaneGenerator(nn.Module):
         self.field_net.reset_parameters(generator)
         if self.superresolution is not None:
             self.superresolution.reset_parameters(generator)
-
-
-def _enlarged(x: Tensor, size: int) -> Tensor:
-    if x.shape[-1] == size:
-        return x
-    return F.interpolate(x, size=(size, size), mode="bilinear", align_corners=False)

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from facelab.bases.stylesdf.model import AVERAGE_COUNT, AVERAGE_SEED, SdfGenerator, SdfGeneratorConfig, volume_pictures
 from facelab.cameras import Camera
 from facelab.draws import Draws
-from facelab.generator import Codes, GeneratorOutput, Scene, sample_latents
+from facelab.generator import Codes, GeneratorOutput, Scene, enlarged, sample_latents
 from facelab.nn.skip_decoder import SkipDecoder, SkipDecoderConfig
 from facelab.nn.stylegan2.noise import NoiseMode, draw_noise
 from facelab.rendering.sdf import SdfRenderOutput
@@ -199,10 +199,3 @@ class FullGenerator(SdfGenerator):
         super().reset_parameters(generator)
         if "decoder" in self._modules:  # not yet while the base is built
             self.decoder.reset_parameters(generator)
-
-
-def enlarged(x: Tensor, size: int) -> Tensor:
-    """(N, C, s, s) -> (N, C, size, size), bilinear."""
-    if x.shape[-1] == size:
-        return x
-    return F.interpolate(x, size=(size, size), mode="bilinear", align_corners=False)

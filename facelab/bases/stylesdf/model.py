@@ -18,7 +18,7 @@ from facelab.cameras import Camera
 from facelab.cameras.rays import Rays, make_depth_rays
 from facelab.draws import Draws
 from facelab.fields.sdf import BoundSdf, SdfField, SdfFieldConfig, SdfFilm
-from facelab.generator import Codes, GeneratorOutput, Scene, sample_latents
+from facelab.generator import Codes, GeneratorOutput, Scene, ray_image, sample_latents
 from facelab.nn.film import StyleMapping
 from facelab.rendering.sdf import Sampling, SdfOptions, SdfRenderOutput, frustum_distances, render_sdf
 from facelab.rendering.settings import RenderSettings
@@ -168,11 +168,6 @@ class SdfGenerator(nn.Module):
         """Initialise from an explicit generator as the original does."""
         self.mapping.reset_parameters(generator)
         self.field_net.reset_parameters(generator)
-
-
-def ray_image(x: Tensor, side: int) -> Tensor:
-    """Values of rays (N, side * side, C), row-major, -> image (N, C, side, side)."""
-    return x.transpose(1, 2).unflatten(2, (side, side)).contiguous()
 
 
 def volume_pictures(output: SdfRenderOutput, side: int) -> GeneratorOutput:

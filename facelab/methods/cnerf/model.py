@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from facelab.cameras import Camera
 from facelab.cameras.rays import Rays, make_depth_rays
 from facelab.draws import Draws
-from facelab.generator import Codes, GeneratorOutput, Scene, sample_latents
+from facelab.generator import Codes, GeneratorOutput, Scene, enlarged, ray_image, sample_latents
 from facelab.methods.cnerf import mixing
 from facelab.methods.cnerf.field import BoundCNerf, CNerfField, CNerfFieldConfig
 from facelab.methods.cnerf.fusion import Subset
@@ -292,20 +292,19 @@ class CNerfGenerator(nn.Module):
     def picture(self, volume: SdfRenderOutput, scene: Scene, side: int) -> GeneratorOutput:
         """What :meth:`render` makes of a volume rendering of that side."""
 
-        def image(x: Tensor) -> Tensor:
-            return x.transpose(1, 2).unflatten(2, (side, side)).contiguous()
-
         assert volume.semantics is not None
-        thumbnail, masks = image(2 * volume.rgb - 1), image(volume.semantics)
+        thumbnail, masks = ray_image(2 * volume.rgb - 1, side), ray_image(volume.semantics, side)
         if self.decoder is None:
             rgb, features = thumbnail, None
         else:
             assert volume.features is not None
-            features = image(volume.features)
+            features = ray_image(volume.features, side)
             rgb, masks = self.decode(features, masks, scene)
         size = rgb.shape[-1]
-        depth, opacity = (_enlarged(image(x), size) for x in (volume.depth, volume.opacity))
-        normals = None if volume.normals is None else F.normalize(_enlarged(image(volume.normals), size), dim=1)
+        depth, opacity = (enlarged(ray_image(x, side), size) for x in (volume.depth, volume.opacity))
+        normals = (
+            None if volume.normals is None else F.normalize(enlarged(ray_image(volume.normals, side), size), dim=1)
+        )
         return GeneratorOutput(rgb, depth, opacity, 2 * masks - 1, normals, thumbnail, features)
 
     def decode(self, features: Tensor, masks: Tensor, scene: Scene) -> tuple[Tensor, Tensor]:
@@ -342,9 +341,3 @@ class CNerfGenerator(nn.Module):
         if self.decoder is not None and self.transfer is not None:
             self.transfer.reset_parameters(generator)
             self.decoder.reset_parameters(generator)
-
-
-def _enlarged(x: Tensor, size: int) -> Tensor:
-    if x.shape[-1] == size:
-        return x
-    return F.interpolate(x, size=(size, size), mode="bilinear", align_corners=False)
