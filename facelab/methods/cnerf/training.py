@@ -42,6 +42,7 @@ from facelab.rendering.settings import RenderSettings
 from facelab.training.loop import Callback
 from facelab.training.protocol import DataSource, EmaSpec, Models, OptimizerSpec, TrainStage
 
+BETA = f"{GENERATOR}.field_net.beta"
 # what the second stage must have in common with the first, or the same weights are another field
 SHARED = (
     *(f"model.{name}" for name in ("regions", "depth", "width", "style_dim", "mapping_layers")),
@@ -217,7 +218,11 @@ class Cnerf:
                 FULL: OptimizerSpec((FULL,), lr, betas, o.eps),
             }
         rates = {GENERATOR: o.volume_generator_lr, GLOBAL: o.volume_discriminator_lr, REGION: o.volume_discriminator_lr}
-        return {name: OptimizerSpec((name,), lr, tuple(o.volume_betas), o.eps) for name, lr in rates.items()}
+        factors = {GENERATOR: {BETA: o.beta_factor}}
+        return {
+            name: OptimizerSpec((name,), lr, tuple(o.volume_betas), o.eps, lr_factors=factors.get(name, {}))
+            for name, lr in rates.items()
+        }
 
     def dataset(self, config: Any) -> DataSource:
         """Pictures with label maps from ``data.path``, or synthetic heads where it is empty."""

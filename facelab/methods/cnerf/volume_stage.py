@@ -169,6 +169,7 @@ class VolumeStage:
         )
         log_terms(ctx, terms)
         ctx.log("beta", generator_of(ctx).field_net.beta)
+        ctx.log("inside", (volume.sdf.detach() < 0).float())  # share of the samples; at 0 there is no surface left
         yield "total", terms.total
 
 

@@ -126,7 +126,7 @@ def test_every_term_is_told(first: Path, second: Path) -> None:
     assert [line["warmup_step"] for line in volume] == [1, 2, 2, 2, 2] and "sphere/distance" in volume[0]
     wanted = {f"d_{which}/{name}" for which in ("global", "region") for name in ("realness", "r1", "total")}
     wanted |= {"d_global/view", "d_region/classes", "g/realness", "g/view", "g/eikonal", "g/surface"}
-    wanted |= {"g/region_realness", "g/classes", "g/beta", "g/total"}
+    wanted |= {"g/region_realness", "g/classes", "g/beta", "g/inside", "g/total"}
     assert all(wanted <= set(line) for line in volume[2:])
     names = ("realness", "view", "eikonal", "surface", "region_realness", "classes")
     assert sum(volume[-1][f"g/{name}"] for name in names) == pytest.approx(volume[-1]["g/total"], rel=1e-5)
@@ -279,6 +279,14 @@ def test_renderings_of_the_full_stage_have_no_graph() -> None:
     assert all((p.grad is not None) == p.requires_grad for p in models["generator"].parameters())
     again, _ = stage.portraits(context(config, models), Draws(2), 2)
     assert not torch.equal(again.image, fakes.image)
+
+
+def test_the_width_of_the_surface_has_a_rate_of_its_own(tmp_path: Path) -> None:
+    """``optim.beta_factor``; and ``sphere.beta`` is where it starts."""
+    settings = ("optim.beta_factor=10", "sphere.steps=0", "sphere.beta=0.03", "train.max_steps=1")
+    train(tmp_path, VOLUME, *settings)
+    moved = abs(float(load_checkpoint(tmp_path).weights["generator"]["field_net.beta"]) - 0.03)
+    assert moved == pytest.approx(2e-4, rel=1e-2), "Adam's first step is as long as the rate"
 
 
 def test_weights_of_zero_have_no_phase() -> None:
