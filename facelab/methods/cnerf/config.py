@@ -143,6 +143,8 @@ class LossConfig:
     eikonal: float = 0.1  # eikonal_lambda
     surface: float = 0.001  # min_surf_lambda
     surface_sharpness: float = 100.0  # min_surf_beta, 1 / scene unit
+    sphere: float = 0.0  # of the distance from the first sphere, none in the original; fades over sphere_steps
+    sphere_steps: int = 0
     semantic: float = 1.0  # Semantic_D_lambda: all terms of the discriminator of one region
     r1_image: float = 10.0  # r1_img: times 0.5 |grad D|^2
     r1_semantics: float = 1000.0  # r1_seg
@@ -154,7 +156,8 @@ class LossConfig:
     mixing: float = 0.9  # probability that a batch mixes two codes
 
     def __post_init__(self) -> None:
-        for name in ("view", "eikonal", "surface", "semantic", "r1_image", "r1_semantics", "path_weight"):
+        weights = ("view", "eikonal", "surface", "sphere", "semantic", "r1_image", "r1_semantics", "path_weight")
+        for name in (*weights, "sphere_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"loss.{name} must not be negative, got {getattr(self, name)}")
         if not 0 <= self.mixing <= 1 or not 0 < self.path_decay <= 1 or not self.surface_sharpness > 0:

@@ -12,10 +12,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from facelab.bases.stylesdf.model import ray_image
-from facelab.bases.stylesdf.phases import SphereBatch, draw_cameras, draw_latents, sphere_warmup
+from facelab.bases.stylesdf.phases import SphereBatch, draw_cameras, draw_latents, sphere_loss, sphere_warmup
 from facelab.cameras.sphere import view_angles
 from facelab.data.regions import fuse_regions
 from facelab.draws import Draws
@@ -27,6 +28,7 @@ from facelab.methods.cnerf.model import CNerfGenerator
 from facelab.rendering.sdf import SdfOptions, SdfRenderOutput
 from facelab.training.phases import Losses, Phase, PhaseContext
 from facelab.training.protocol import TrainStage
+from facelab.training.schedule import linear
 
 GENERATOR, GLOBAL, REGION = "generator", "d_global", "d_region"
 
@@ -170,20 +172,33 @@ class VolumeStage:
         log_terms(ctx, terms)
         ctx.log("beta", generator_of(ctx).field_net.beta)
         ctx.log("inside", (volume.sdf.detach() < 0).float())  # share of the samples; at 0 there is no surface left
-        yield "total", terms.total
+        yield "total", terms.total + sphere_anchor(ctx)
 
 
-def sphere(config: CnerfConfig) -> SphereBatch:
+def sphere_anchor(ctx: PhaseContext) -> Tensor:
+    """Weighted distance of whole heads from the sphere; it fades, and keeps a surface until there are colours."""
+    loss = ctx.config.loss
+    weight = loss.sphere * linear(ctx.step, loss.sphere_steps, 1.0, 0.0)
+    if not weight:
+        return torch.zeros((), device=ctx.device)
+    draws = ctx.draws.at(phase=f"{ctx.draws.phase}/sphere")
+    distance = sphere_loss(ctx, sphere(ctx.config, whole=True), draws, ctx.count)
+    ctx.log("sphere", distance)
+    return weight * distance
+
+
+def sphere(config: CnerfConfig, whole: bool = False) -> SphereBatch:
     """What the sphere initialisation looks at: random heads, of which it trains base shape and mapping.
 
-    With ``sphere.residuals`` the whole distance becomes a sphere's, and the regions are trained too.
+    With ``sphere.residuals`` the whole distance becomes a sphere's, and the regions are trained too; ``whole`` looks at
+    the whole distance without training the base.
     """
 
     def distances(ctx: PhaseContext, latents: dict[str, Tensor]) -> Any:
         generator = generator_of(ctx)
         scene = generator.scene(draw_codes(ctx, ctx.draws, len(latents["z"]), latents))
-        if config.sphere.residuals:
-            return generator.field(scene.replace(base_gradient=True)).distances
+        if whole or config.sphere.residuals:
+            return generator.field(scene.replace(base_gradient=not whole)).distances
         return lambda points: generator.base_distance(scene, points)
 
     settings = config.render.settings(config.camera.radius, training=True)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from facelab.bases.stylesdf.phases import PATH
+from facelab.bases.stylesdf.phases import PATH, sphere_loss
 from facelab.checkpoints.format import load_checkpoint
 from facelab.config import StagedConfig, load_staged, resolve_curriculum
 from facelab.data.regions import fuse_regions
@@ -287,6 +288,25 @@ def test_the_width_of_the_surface_has_a_rate_of_its_own(tmp_path: Path) -> None:
     train(tmp_path, VOLUME, *settings)
     moved = abs(float(load_checkpoint(tmp_path).weights["generator"]["field_net.beta"]) - 0.03)
     assert moved == pytest.approx(2e-4, rel=1e-2), "Adam's first step is as long as the rate"
+
+
+def test_the_sphere_as_an_anchor_fades() -> None:
+    config = staged(VOLUME, "loss.sphere=2", "loss.sphere_steps=10").at(0)
+    models = METHOD.build(config)
+    for name, parameter in models["generator"].named_parameters():
+        parameter.requires_grad_(not name.startswith("field_net.base"))
+    ctx = context(config, models)
+    weighted = volume_stage.sphere_anchor(ctx)
+    draws = ctx.draws.at(phase="test/sphere")
+    torch.testing.assert_close(weighted, 2 * sphere_loss(ctx, volume_stage.sphere(config, whole=True), draws, 2))
+    torch.testing.assert_close(
+        volume_stage.sphere_anchor(replace(ctx, progress=replace(ctx.progress, step=5))), weighted / 2
+    )
+    assert volume_stage.sphere_anchor(replace(ctx, progress=replace(ctx.progress, step=10))) == 0
+    assert volume_stage.sphere_anchor(context(staged().at(0), models)) == 0, "none by default"
+    weighted.backward()
+    net: Any = models["generator"].field_net  # type: ignore[union-attr]
+    assert net.regions.sdf.weight.grad.abs().max() > 0, "of the whole head"
 
 
 def test_weights_of_zero_have_no_phase() -> None:
