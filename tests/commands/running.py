@@ -24,6 +24,7 @@ COMMANDS: dict[str, click.Command] = {
     "train_pigan": train_command("pigan", "celeba"),
     "train_eg3d": train_command("eg3d", "ffhq_512"),
     "train_stylesdf": train_command("stylesdf", "ffhq_volume"),
+    "train_cnerf": train_command("cnerf", "ffhq_volume"),
     "render_images": render_images,
     "render_video": render_video,
     "extract_mesh": extract_mesh,
