@@ -34,7 +34,9 @@ def test_a_head_of_the_bundled_fenerf_is_found() -> None:
     }
     spread = torch.cat([v.flatten() for v in start.spread.values.values()]).square().mean().sqrt()
     rate = functools.partial(ramped_rate, steps=15, base=0.1 * float(spread))
-    inversion = Inversion(Problem(model.generator, target, chosen, settings), start.average, InversionSettings(15, rate))
+    inversion = Inversion(
+        Problem(model.generator, target, chosen, settings), start.average, InversionSettings(15, rate)
+    )
     first = inversion.advance()
     advance_until(inversion)
     solution = inversion.solution()

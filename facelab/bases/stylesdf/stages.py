@@ -16,11 +16,10 @@ import torch
 from torch import Tensor
 
 from facelab.bases.stylesdf import phases
-from facelab.bases.stylesdf.model import ray_image
 from facelab.bases.stylesdf.phases import GENERATOR, PathSettings, SphereBatch
 from facelab.cameras.camera import Camera
 from facelab.draws import Draws
-from facelab.generator import Codes, Scene
+from facelab.generator import Codes, Scene, ray_image
 from facelab.losses.adversarial import d_fake_loss, d_real_loss, g_loss, r1_penalty
 from facelab.rendering.sdf import SdfOptions, SdfRenderOutput
 from facelab.training.phases import Losses, Phase, PhaseContext

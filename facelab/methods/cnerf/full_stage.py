@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from facelab.bases.stylesdf.model import ray_image
 from facelab.bases.stylesdf.phases import PathSettings, draw_cameras, path_phase
 from facelab.draws import Draws
+from facelab.generator import ray_image
 from facelab.losses.adversarial import d_fake_loss, d_real_loss, g_loss
 from facelab.methods.cnerf.config import CnerfConfig
 from facelab.methods.cnerf.losses import Portraits, portrait_r1

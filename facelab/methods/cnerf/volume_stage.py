@@ -15,12 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from facelab.bases.stylesdf.model import ray_image
 from facelab.bases.stylesdf.phases import SphereBatch, draw_cameras, draw_latents, sphere_loss, sphere_warmup
 from facelab.cameras.sphere import view_angles
 from facelab.data.regions import fuse_regions
 from facelab.draws import Draws
-from facelab.generator import Codes
+from facelab.generator import Codes, ray_image
 from facelab.methods.cnerf.config import CnerfConfig
 from facelab.methods.cnerf.losses import Portraits, Terms, generator_terms, global_terms, region_terms
 from facelab.methods.cnerf.mixing import draw_choices

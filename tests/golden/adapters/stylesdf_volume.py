@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from facelab.bases.stylesdf.losses import sphere_start
-from facelab.bases.stylesdf.model import SdfGenerator, SdfGeneratorConfig, ray_image
+from facelab.bases.stylesdf.model import SdfGenerator, SdfGeneratorConfig
 from facelab.bases.stylesdf.originals import volume_from_original, volume_to_original
 from facelab.cameras import Camera
 from facelab.cameras.camera import opencv_to_opengl
@@ -19,7 +19,7 @@ from facelab.cameras.sphere import SpherePrior, sphere_camera, view_angles
 from facelab.draws import TapeDraws
 from facelab.fields.output import FieldOutput
 from facelab.fields.sdf import SdfField, SdfFieldConfig, laplace_density
-from facelab.generator import Scene
+from facelab.generator import Scene, ray_image
 from facelab.losses.adversarial import d_fake_loss, d_real_loss, g_loss
 from facelab.losses.path_length import path_length
 from facelab.losses.sdf import eikonal_loss, minimal_surface_loss, viewpoint_loss
