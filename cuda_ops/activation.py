@@ -235,7 +235,7 @@ torch.library.register_autograd("facelab::bias_act_grad2", _third_order, lib=_li
 
 class _BiasAct(torch.autograd.Function):
     kernel = staticmethod(_bias_act)
-    backward = staticmethod(_backward)
+    backward = staticmethod(_backward)  # type: ignore[assignment]
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
@@ -246,7 +246,7 @@ class _BiasAct(torch.autograd.Function):
 
 class _BiasActGrad(torch.autograd.Function):
     kernel = staticmethod(_bias_act_grad)
-    backward = staticmethod(_backward_grad)
+    backward = staticmethod(_backward_grad)  # type: ignore[assignment]
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
@@ -257,7 +257,7 @@ class _BiasActGrad(torch.autograd.Function):
 
 class _BiasActGrad2(torch.autograd.Function):
     kernel = staticmethod(_bias_act_grad2)
-    backward = staticmethod(_third_order)
+    backward = staticmethod(_third_order)  # type: ignore[assignment]
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:

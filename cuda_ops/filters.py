@@ -147,7 +147,7 @@ class _Upfirdn2d(torch.autograd.Function):
         _setup(ctx, inputs, output)
         return output
 
-    backward = staticmethod(_backward)
+    backward = staticmethod(_backward)  # type: ignore[assignment]
 
 
 torch.library.register_autograd("facelab::upfirdn2d", _backward, setup_context=_setup, lib=_library)

@@ -129,7 +129,7 @@ def backward(
     of_rays: bool,
 ) -> tuple[Tensor, ...]:
     """Gradients of planes, origins and directions (each empty where not asked for), and of all of the decoder, flat."""
-    from cuda_ops.triplane_backward import render_backward
+    from cuda_ops.triplane_backward_kernels import render_backward
 
     n, r = origins.shape[:2]
     like = {"dtype": torch.float32, "device": planes.device}

@@ -113,11 +113,11 @@ def test_bias_act_reads_and_writes_16_bytes_a_lane(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
 def test_the_renderers_gradient_adds_four_channels_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    from cuda_ops import triplane_backward, triplane_launch
+    from cuda_ops import triplane_backward_kernels, triplane_launch
     from cuda_ops.triplane_render import TriplaneSpec
 
-    recorder = Recorder(triplane_backward.render_backward)
-    monkeypatch.setattr(triplane_backward, "render_backward", recorder)
+    recorder = Recorder(triplane_backward_kernels.render_backward)
+    monkeypatch.setattr(triplane_backward_kernels, "render_backward", recorder)
     planes, rays = torch.empty(2, 3, 32, 64, 64), torch.empty(2, 32, 3)
     decoder = torch.empty(64, 32), torch.empty(64), torch.empty(33, 64), torch.empty(33)
     spec = TriplaneSpec(((0, 1), (0, 2), (2, 0)), 2.0, False, 2.25, 3.3, 48, 48, precision="tf32")

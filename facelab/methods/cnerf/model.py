@@ -79,6 +79,9 @@ class CNerfGenerator(nn.Module):
     which moves cameras and the background's code, sets it.
     """
 
+    average_w: Tensor
+    average_style: Tensor
+
     def __init__(self, config: CNerfGeneratorConfig, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.config = config

@@ -233,7 +233,8 @@ def _layers(tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], int,
     """Weights (B, C, I), biases (B, C), N and K from those of N scenes and K regions."""
     half = len(tensors) // 2
     weights, biases = ([x.reshape(-1, *x.shape[2:]) for x in part] for part in (tensors[:half], tensors[half:]))
-    return weights, biases, *tensors[0].shape[:2]
+    scenes, regions = tensors[0].shape[:2]
+    return weights, biases, scenes, regions
 
 
 def _layer_count(rest: Sequence[Tensor], points: Tensor, plan: Plan) -> int:

@@ -195,7 +195,8 @@ class Cnerf:
             if m.stage == "full":
                 self.full_discriminator(config)
             else:
-                self.global_discriminator(config), self.region_discriminator(config)
+                self.global_discriminator(config)
+                self.region_discriminator(config)
         except ValueError as error:
             key = "model.resolution" if m.stage == "full" else "render.resolution"
             raise UserError(f"the discriminators of {key}: {error}") from error
