@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import math
 import statistics
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,9 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import spread
 from torch import Tensor
 from torch.nn import functional as F
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from measuring import spread
 
 from facelab.cameras.camera import Camera
 from facelab.cameras.sphere import sphere_camera

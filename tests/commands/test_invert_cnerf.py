@@ -225,8 +225,8 @@ def test_bad_input(volume: Path, full: Path, tmp_path: Path) -> None:
     out = ("--out", tmp_path / "out")
     Image.new("RGB", (200, 200), (90, 90, 90)).save(tmp_path / "wall.png")
     cases = [
-        ((volume, tmp_path / "wall.png"), "no face"),
-        ((volume, tmp_path / "wall.png", "--force"), "no face"),
+        ((volume, tmp_path / "wall.png"), "no face|no MTCNN weights"),
+        ((volume, tmp_path / "wall.png", "--force"), "no face|no MTCNN weights"),
         ((volume, tmp_path / "nobody.png"), "no photo at"),
         ((volume, source, source), "two photos are called me"),
         ((tmp_path / "no_model", source), "no checkpoint at"),

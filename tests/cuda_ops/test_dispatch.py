@@ -131,6 +131,7 @@ def test_ops_take_the_short_way_only_where_nothing_looks_on() -> None:
 @pytest.mark.parametrize("case", ["bias_act", "upfirdn2d"])
 def test_the_short_way_gives_what_the_op_gives(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Values and gradients of first and second order."""
+    monkeypatch.setenv("FACELAB_OPS", "auto")
     x = torch.randn(1, 2, 6, 6, dtype=torch.float64, requires_grad=True)
     b, f = torch.randn(2, dtype=torch.float64, requires_grad=True), cuda_ops.setup_filter([1, 3, 3, 1])
 

@@ -79,8 +79,8 @@ def test_a_converted_file_opens(volume_file: tuple[Path, CNerfGenerator], tmp_pa
     picture = model.sample(seed=3, settings=model.settings(8, 1))
     assert picture.rgb.shape == (1, 3, 8, 8)
     assert picture.semantics.shape == (1, 9, 8, 8)  # no class is put in front: the background is a region
-    density = model.density(model.codes(3))(torch.zeros(5, 3))
-    mesh = model.extract_mesh(3, resolution=12, level=float(density[0]))
+    inside = model.head_field(model.codes(3)).distance(torch.zeros(5, 3))
+    mesh = model.extract_mesh(3, resolution=12, level=float(inside[0]))
     assert len(mesh.faces) > 0 and mesh.vertices.shape[1] == 3
 
 
