@@ -61,6 +61,11 @@ def open_stored(
     found = Path(path)
     if not found.exists():
         found = assets.find_bundled(str(path)) or found
+    if not found.exists():
+        raise UserError(
+            f"nothing at {path}, expected a run, a model or an official file to start from; train one with --stage volume, "
+            "or name another with --init-from"
+        )
     foreign = found.is_file() and found.suffix != ".safetensors" and found.name != INDEX
     if foreign:
         original = read_original(found)

@@ -374,7 +374,7 @@ def test_first_stages_that_do_not_fit(first: Path, second: Path, tmp_path: Path)
 
     origin = f'init_from="{first}"'
     assert "say --init-from" in refusal()
-    assert "no checkpoint at" in refusal(f'init_from="{tmp_path / "nothing"}"')
+    assert "nothing at" in refusal(f'init_from="{tmp_path / "nothing"}"')
     assert "its model.width is 16, this run has 8; take another file or --set model.width=16" in refusal(
         origin, "model.width=8"
     )

@@ -365,7 +365,7 @@ def test_first_stages_that_do_not_fit(first: Path, tmp_path: Path) -> None:
 
     origin = f'init_from="{first}"'
     assert "--pretrain_render_path" in refusal("init_from=")
-    assert "no checkpoint at" in refusal(f'init_from="{tmp_path / "nothing"}"')
+    assert "nothing at" in refusal(f'init_from="{tmp_path / "nothing"}"')
     assert "its model.width is 16, this run has 8" in refusal(origin, "model.width=8")
     assert "its camera.radius is 0.12" in refusal(origin, "camera.radius=0.1")
 
