@@ -17,6 +17,8 @@ from facelab.fields.output import BoundField
 from facelab.rendering.background import FillColor, fill_background
 from facelab.rendering.settings import RenderSettings
 
+AVERAGE_SEED, AVERAGE_COUNT = 0, 10_000
+
 
 @dataclass(frozen=True)
 class Codes:
@@ -131,6 +133,11 @@ class Generator(Protocol):
 def sample_latents(spec: Mapping[str, tuple[int, ...]], draws: Draws, count: int, device="cpu") -> dict[str, Tensor]:
     """Standard normal latents for ``spec``, drawn on the CPU (the same on every device)."""
     return {name: draws.normal(name, (count, *shape)).to(device) for name, shape in spec.items()}
+
+
+def average_latents(spec: Mapping[str, tuple[int, ...]], seed: int = AVERAGE_SEED, device="cpu") -> dict[str, Tensor]:
+    """The 10 000 normal draws that stored averages are taken over."""
+    return sample_latents(spec, Draws(seed).at(phase="average"), AVERAGE_COUNT, device)
 
 
 def seed_latents(spec: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ from facelab.cameras.rays import make_rays
 from facelab.draws import Draws
 from facelab.fields.output import BoundField
 from facelab.fields.triplane import TriplaneConfig, TriplaneField
-from facelab.generator import Codes, GeneratorOutput, Scene, enlarged, ray_image, sample_latents
+from facelab.generator import AVERAGE_SEED, Codes, GeneratorOutput, Scene, average_latents, enlarged, ray_image
 from facelab.nn.stylegan2 import AS_BUILT, KINDS, Precision, StyleGAN2Generator, Superresolution
 from facelab.nn.stylegan2.network import FusedModulation
 from facelab.nn.stylegan2.noise import NoiseMode
@@ -34,7 +34,6 @@ from facelab.rendering.settings import RenderSettings
 from facelab.rendering.triplane import render_triplane
 
 LABEL_WIDTH = 25
-AVERAGE_SEED, AVERAGE_COUNT = 0, 10_000
 
 
 @dataclass(frozen=True)
@@ -194,8 +193,7 @@ class TriPlaneGenerator(nn.Module):
         Training keeps a running average instead: ``backbone.mapping.update_w_avg``.
         """
         if latents is None:
-            draws = Draws(seed).at(phase="average")
-            latents = sample_latents(self.latent_spec, draws, AVERAGE_COUNT, self._average.device)
+            latents = average_latents(self.latent_spec, seed, self._average.device)
         z = latents["z"]
         self._average.copy_(self.backbone.mapping.style(z, self.mapping_label(len(z), None, z.device)).mean(0))
 

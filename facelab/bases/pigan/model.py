@@ -16,13 +16,10 @@ from facelab.cameras.rays import make_rays
 from facelab.draws import Draws
 from facelab.fields.output import BoundField
 from facelab.fields.siren import Film, SirenConfig, SirenField, scale_frequencies
-from facelab.generator import Codes, GeneratorOutput, Scene, sample_latents
+from facelab.generator import AVERAGE_SEED, Codes, GeneratorOutput, Scene, average_latents
 from facelab.nn.mapping import FilmMapping
 from facelab.rendering.settings import RenderSettings
 from facelab.rendering.volume_renderer import render_rays
-
-AVERAGE_SEED = 0
-AVERAGE_COUNT = 10_000
 
 
 @dataclass(frozen=True)
@@ -102,7 +99,7 @@ class SirenGenerator(nn.Module):
         """Store the mean code of ``latents``, by default of 10 000 fixed normal draws."""
         if latents is None:
             device = next(self.parameters()).device
-            latents = sample_latents(self.latent_spec, Draws(seed).at(phase="average"), AVERAGE_COUNT, device)
+            latents = average_latents(self.latent_spec, seed, device)
         for name, code in self.map(latents).values.items():
             self.get_buffer(f"average_{name}").copy_(code.mean(0))
 

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from facelab.bases.stylesdf.model import AVERAGE_COUNT, AVERAGE_SEED, SdfGenerator, SdfGeneratorConfig, volume_pictures
+from facelab.bases.stylesdf.model import SdfGenerator, SdfGeneratorConfig, volume_pictures
 from facelab.cameras import Camera
 from facelab.draws import Draws
-from facelab.generator import Codes, GeneratorOutput, Scene, enlarged, sample_latents
+from facelab.generator import AVERAGE_SEED, Codes, GeneratorOutput, Scene, average_latents, enlarged
 from facelab.nn.skip_decoder import SkipDecoder, SkipDecoderConfig
 from facelab.nn.stylegan2.noise import NoiseMode, draw_noise
 from facelab.rendering.sdf import SdfRenderOutput
@@ -110,8 +110,7 @@ class FullGenerator(SdfGenerator):
     def update_averages(self, latents: Mapping[str, Tensor] | None = None, seed: int = AVERAGE_SEED) -> None:
         """Store mean code and mean style of the same ``latents``, by default of 10 000 fixed normal draws."""
         if latents is None:
-            draws = Draws(seed).at(phase="average")
-            latents = sample_latents(self.latent_spec, draws, AVERAGE_COUNT, self.average_w.device)
+            latents = average_latents(self.latent_spec, seed, self.average_w.device)
         w = self.mapping(latents["z"])
         self.average_w.copy_(w.mean(0))
         self.average_style.copy_(self.decoder.style(w).mean(0))

@@ -18,12 +18,10 @@ from facelab.cameras import Camera
 from facelab.cameras.rays import Rays, make_depth_rays
 from facelab.draws import Draws
 from facelab.fields.sdf import BoundSdf, SdfField, SdfFieldConfig, SdfFilm
-from facelab.generator import Codes, GeneratorOutput, Scene, ray_image, sample_latents
+from facelab.generator import AVERAGE_SEED, Codes, GeneratorOutput, Scene, average_latents, ray_image
 from facelab.nn.film import StyleMapping
 from facelab.rendering.sdf import Sampling, SdfOptions, SdfRenderOutput, frustum_distances, render_sdf
 from facelab.rendering.settings import RenderSettings
-
-AVERAGE_SEED, AVERAGE_COUNT = 0, 10_000
 
 
 @dataclass(frozen=True)
@@ -90,8 +88,7 @@ class SdfGenerator(nn.Module):
     def update_averages(self, latents: Mapping[str, Tensor] | None = None, seed: int = AVERAGE_SEED) -> None:
         """Store the mean code of ``latents``, by default of 10 000 fixed normal draws."""
         if latents is None:
-            draws = Draws(seed).at(phase="average")
-            latents = sample_latents(self.latent_spec, draws, AVERAGE_COUNT, self.average_w.device)
+            latents = average_latents(self.latent_spec, seed, self.average_w.device)
         self.average_w.copy_(self.mapping(latents["z"]).mean(0))
 
     @torch.no_grad()

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from facelab.cameras import Camera
 from facelab.cameras.rays import Rays, make_depth_rays
 from facelab.draws import Draws
-from facelab.generator import Codes, GeneratorOutput, Scene, enlarged, ray_image, sample_latents
+from facelab.generator import AVERAGE_SEED, Codes, GeneratorOutput, Scene, average_latents, enlarged, ray_image
 from facelab.methods.cnerf import mixing
 from facelab.methods.cnerf.field import BoundCNerf, CNerfField, CNerfFieldConfig
 from facelab.methods.cnerf.fusion import Subset
@@ -32,7 +32,6 @@ from facelab.nn.stylegan2.noise import NoiseMode, draw_noise
 from facelab.rendering.sdf import Sampling, SdfOptions, SdfRenderOutput, render_sdf
 from facelab.rendering.settings import RenderSettings
 
-AVERAGE_SEED, AVERAGE_COUNT = 0, 10_000
 TRUNCATION = "truncation"  # code that remembers a truncation which is applied twice
 
 
@@ -168,8 +167,7 @@ class CNerfGenerator(nn.Module):
     def update_averages(self, latents: Mapping[str, Tensor] | None = None, seed: int = AVERAGE_SEED) -> None:
         """Store the mean code of ``latents`` and the decoder's mean style, by default of 10 000 fixed normal draws."""
         if latents is None:
-            draws = Draws(seed).at(phase="average")
-            latents = sample_latents(self.latent_spec, draws, AVERAGE_COUNT, self.average_w.device)
+            latents = average_latents(self.latent_spec, seed, self.average_w.device)
         w = self.mapping(latents["z"])
         self.average_w.copy_(w.mean(0))
         if self.decoder is not None:
