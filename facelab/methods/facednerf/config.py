@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Configuration of FaceDNeRF: defaults are those of the released program (an edit of one FFHQ face).
+
+Nothing is trained: a run finds codes of an EG3D model for one photo (or several side by side), then tunes the model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from facelab.deviations import Deviation
+from facelab.errors import UserError, nearest
+
+ORIGINAL_CENTRE = 3.14 / 2  # what the original's cameras turn around
+DOMAINS: dict[str, tuple[str, ...]] = {  # losses that mean nothing there: their networks know human faces alone
+    "faces": (),
+    "cats": ("identity", "light"),
+    "other": ("identity", "light"),
+}
+
+
+@dataclass(frozen=True)
+class WeightConfig:
+    """Factors of the losses; 0: the loss is not computed."""
+
+    identity: float = 0.6  # lamda_id: 1 - cosine of ArcFace's vectors, front view
+    reconstruction: float = 0.6  # lamda_origin: LPIPS at 256 px, front view
+    picture: float = 0.0  # mean squared difference, front view
+    text: float = 6e-5  # lamda_diffusion: score distillation, side view; its gradient is not averaged over pixels
+    clip: float = 0.0  # 1 - cosine of CLIP's vectors, side view
+    light: float = 0.0  # lamda_illumination: squared distance of DPR's nine numbers, side view
+    noise: float = 1e3  # keeps noise maps noise; public projectors take 1e5
+    locality: float = 0.0  # tuning: keeps scenes of other codes as they were
+
+    def __post_init__(self) -> None:
+        for entry in dataclasses.fields(self):
+            value = getattr(self, entry.name)
+            if not 0 <= value < math.inf:
+                raise ValueError(f"weights.{entry.name} must be a number of at least 0, got {value}")
+
+
+@dataclass(frozen=True)
+class CodesConfig:
+    """First stage: codes of the frozen generator."""
+
+    space: Literal["w", "w_plus"] = "w_plus"  # one vector for all layers, or one for each
+    steps: int = 1000  # num_steps
+    lr: float = 0.01
+    noise_maps: bool = True  # also find the backbone's noise maps, from random ones
+    start_seed: int = 123  # numpy's, of the latents whose mean code is the start
+    start_samples: int = 600
+    perturbation: float = 0.05  # of codes, in their deviation; falls to 0 over the first three quarters
+    rampup: float = 0.05  # shares of the steps
+    rampdown: float = 0.25
+
+    def __post_init__(self) -> None:
+        if self.steps < 0 or not self.lr > 0 or self.start_samples < 2 or self.perturbation < 0:
+            raise ValueError(
+                "codes: steps must be at least 0, lr above 0, start_samples at least 2 and perturbation at least 0, got "
+                f"{self.steps}, {self.lr}, {self.start_samples} and {self.perturbation}"
+            )
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    """Second stage: codes stay, the generator's weights move."""
+
+    steps: int = 400  # num_steps_pti; 0: no second stage
+    lr: float = 3e-4
+    schedule: Literal["ramped", "constant"] = "ramped"
+    parts: str = ""  # only these, commas between; empty: all that the picture depends on
+    losses: Literal["same", "photo"] = "same"  # as in the first stage, or squared difference + LPIPS (public PTI)
+    stop_at: float = 0.0  # with losses=photo: end when LPIPS is not above this; public PTI: 0.06
+    locality_samples: int = 1  # random scenes per step, where weights.locality is above 0
+
+    def __post_init__(self) -> None:
+        if self.steps < 0 or not self.lr > 0 or self.stop_at < 0 or self.locality_samples < 1:
+            raise ValueError(
+                "tune: steps and stop_at must be at least 0, lr above 0 and locality_samples at least 1, got "
+                f"{self.steps}, {self.stop_at}, {self.lr} and {self.locality_samples}"
+            )
+
+
+@dataclass(frozen=True)
+class SideConfig:
+    """Cameras of the side view: even in a rectangle around the front, at the model's distance."""
+
+    width: float = 0.4  # whole range of the horizontal angle, radians
+    height: float = 0.4  # of the vertical one, in the original's even measure
+
+    def __post_init__(self) -> None:
+        if min(self.width, self.height) < 0:
+            raise ValueError(f"side: width and height must not be negative, got {self.width} and {self.height}")
+
+
+@dataclass(frozen=True)
+class RenderConfig:
+    """Renderings during the optimisation."""
+
+    sample_factor: float = 2.0  # sample_mult: on the model's samples per ray
+    resolution: int | None = None  # nrr: side of the rendering, pixels; null: the model's
+    jitter: bool = True  # random depths, from the seed
+
+    def __post_init__(self) -> None:
+        if not self.sample_factor > 0 or (self.resolution is not None and self.resolution < 1):
+            raise ValueError(
+                "render: sample_factor must be above 0 and resolution at least 1, got "
+                f"{self.sample_factor} and {self.resolution}"
+            )
+
+
+@dataclass(frozen=True)
+class MemoryConfig:
+    """What trades time for memory; results stay the same but for rounding."""
+
+    superresolution: Literal["fp32", "bf16", "as_built"] = "fp32"  # as_built: half precision where the model has it
+    recompute: bool = False  # keep nothing of the backbone and the super-resolution for the backward
+    max_points: int | None = None  # field evaluations kept for the backward at a time; null: all
+
+    def __post_init__(self) -> None:
+        if self.max_points is not None and self.max_points < 1:
+            raise ValueError(f"memory.max_points must be at least 1 or null, got {self.max_points}")
+
+
+@dataclass(frozen=True)
+class LightConfig:
+    """How the light of a side view is judged."""
+
+    norm: Literal["running", "batch"] = "running"  # statistics of DPR's batch normalisation; the original: batch
+    scale: float = 2.5  # on projected light functions of the original; light in viewer terms takes none
+
+
+@dataclass(frozen=True)
+class ReferenceConfig:
+    """Switches that bring the original back; see :data:`DEVIATIONS`."""
+
+    fresh_noise: bool = False
+    light_offsets: bool = False
+    sampled_light: bool = False
+    original_centre: bool = False
+    all_losses: bool = False
+    half_tuning: bool = False
+
+
+DEVIATIONS = [
+    Deviation(
+        "facednerf",
+        "fresh_noise",
+        "the original's second stage draws new noise maps and only normalises them; ours keeps those that were found",
+    ),
+    Deviation(
+        "facednerf",
+        "light_offsets",
+        "the original adds the side view's angles to those of its light function; ours turns the light with the camera",
+    ),
+    Deviation(
+        "facednerf",
+        "sampled_light",
+        "the original projects its light from random directions at each step; ours from fixed ones",
+    ),
+    Deviation(
+        "facednerf",
+        "original_centre",
+        "the original's cameras turn around 3.14 / 2, radius 2.7, focal length 4.2647; ours "
+        "around pi / 2 as the model's cameras stand",
+    ),
+    Deviation("facednerf", "all_losses", "the original computes losses whose weight is 0; ours leaves them out"),
+    Deviation(
+        "facednerf",
+        "half_tuning",
+        "the original tunes with super-resolution in half precision and unscaled gradients; ours in full precision",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class FaceDNeRFConfig:
+    """A FaceDNeRF run."""
+
+    domain: Literal["faces", "cats", "other"] = "faces"
+    seed: int = 0  # of side views, depths and perturbations
+    weights: WeightConfig = field(default_factory=WeightConfig)
+    codes: CodesConfig = field(default_factory=CodesConfig)
+    tune: TuneConfig = field(default_factory=TuneConfig)
+    side: SideConfig = field(default_factory=SideConfig)
+    render: RenderConfig = field(default_factory=RenderConfig)
+    light: LightConfig = field(default_factory=LightConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
+
+    @property
+    def active(self) -> WeightConfig:
+        """The weights without the losses that mean nothing in this domain."""
+        return dataclasses.replace(self.weights, **dict.fromkeys(meaningless(self.domain), 0.0))
+
+
+def meaningless(domain: str) -> tuple[str, ...]:
+    """Losses that are switched off in a domain. UserError for an unknown one.
+
+    >>> meaningless("cats")
+    ('identity', 'light')
+    """
+    if domain not in DOMAINS:
+        raise UserError(f"unknown domain {domain!r}, expected one of {', '.join(DOMAINS)}.{nearest(domain, DOMAINS)}")
+    return DOMAINS[domain]
