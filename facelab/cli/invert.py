@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import functools
 import math
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from facelab.cli.common import Command, OneLineCommand, device_option, friendly, model_argument, open_model, pick_device
+from facelab.cli.photo_input import PATH, lazy_detector, list_photos, matching, photo_options, with_options
 
 if TYPE_CHECKING:
     from facelab.inversion.photos import View
 
-PATH = click.Path(path_type=Path)
 MASK_KINDS = ("_mask.png", ".png", "_mask.npy", ".npy")
 CAMERA_KINDS = (".npy", ".json")
 
@@ -40,32 +39,12 @@ def _photo_options(function: Command) -> Command:
             default=None,
             help="Make label maps with this face parser (file or manifest name).",
         ),
-        click.option(
-            "--aligned", is_flag=True, help="PHOTOs are upright crops framed as the model's training pictures."
+        photo_options(
+            "AZIMUTH,ELEVATION in degrees, a camera file (.npy, .json) or a folder of them. [default: from the face]",
+            "PHOTOs are upright crops framed as the model's training pictures.",
         ),
-        click.option(
-            "--camera",
-            default=None,
-            help="AZIMUTH,ELEVATION in degrees, a camera file (.npy, .json) or a folder of them. [default: from the face]",
-        ),
-        click.option(
-            "--detector",
-            type=click.Choice(["mtcnn", "dlib"]),
-            default="mtcnn",
-            show_default=True,
-            help="Finds the face.",
-        ),
-        click.option(
-            "--landmarks",
-            type=PATH,
-            default=None,
-            help="Points from a file or folder instead: txt, npy, json; 5 or 68.",
-        ),
-        click.option("--detector-weights", type=PATH, default=None, help="MTCNN's folder or dlib's predictor file."),
-        click.option("--face", type=int, default=None, help="Which face: 1 is the largest."),
-        click.option("--force", is_flag=True, help="Take photos that the doctor refuses, if there is a face."),
     )
-    return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), function)
+    return with_options(function, options)
 
 
 def _optimisation_options(function: Command) -> Command:
@@ -167,7 +146,7 @@ def _optimisation_options(function: Command) -> Command:
         click.option("--weights", default=None, help="ema or generator. [default: ema]"),
         click.option("--quiet", is_flag=True, help="No progress bar."),
     )
-    return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), function)
+    return with_options(function, options)
 
 
 @click.command("invert_cnerf", cls=OneLineCommand)
@@ -203,54 +182,20 @@ def invert_cnerf(
     run_all(run, sessions, batch)
 
 
-def list_photos(photos: Sequence[Path]) -> list[Path]:
-    """Files, and the pictures of folders. UserError for none, a missing one, or two of a name."""
-    from facelab.errors import UserError
-
-    found: list[Path] = []
-    for photo in photos:
-        if not photo.exists():
-            raise UserError(f"no photo at {photo}: expected a picture file or a folder of them; check the path")
-        found += pictures_of(photo) if photo.is_dir() else [photo]
-    names = [path.stem for path in found]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise UserError(f"two photos are called {twice[0]}, expected one of a name; rename one")
-    if not found:
-        raise UserError(f"no pictures in {photos[0]}: expected files such as .jpg or .png")
-    return found
-
-
-def pictures_of(folder: Path) -> list[Path]:
-    """Pictures of a folder without the masks that lie beside them: NAME_mask.png, NAME_mask_edit.png."""
-    from facelab.data import reading
-
-    paths = reading.list_images(folder)
-    names = {path.stem for path in paths}
-    starts = {p: [p.stem[: m.start()] for m in re.finditer("_mask", p.stem)] for p in paths}
-    return [path for path in paths if not names.intersection(starts[path])]
-
-
 def photo_taker(
     sources: dict[str, Any], taking: dict[str, Any], side: int, device: str, photos: Sequence[Path]
 ) -> Callable[[Path], Any]:
     """A function photo -> :class:`~facelab.inversion.photos.Prepared`. Detector and parser are made when needed."""
     from facelab.cli.parser import find_parser
     from facelab.data.parsing import load_parser
-    from facelab.data.preprocess.detectors import make_detector
     from facelab.errors import UserError
     from facelab.inversion.photos import PhotoChoices, prepare
 
     if sources["mask"] is not None and taking["parser_path"] is not None:
         raise UserError("label maps come from --mask or from --parser, expected one of them, got both")
+    detector = lazy_detector(sources, device)
     masks = {photo: matching(sources["mask"], photo, photos, "--mask", MASK_KINDS) for photo in photos}
     views = {photo: camera_view(sources["camera"], photo, photos) for photo in photos}
-
-    @functools.cache
-    def detector() -> Any:
-        return make_detector(
-            sources["detector"], landmarks=sources["landmarks"], weights=sources["detector_weights"], device=device
-        )
 
     @functools.cache
     def parser() -> Any:
@@ -262,25 +207,6 @@ def photo_taker(
         return prepare(photo, choices, detector, masks[photo])
 
     return take
-
-
-def matching(given: Path | None, photo: Path, photos: Sequence[Path], option: str, kinds: Sequence[str]) -> Path | None:
-    """The file that belongs to a photo: the one given, or that of its name in the folder given. UserError for none."""
-    from facelab.errors import UserError
-
-    if given is None:
-        return None
-    if given.is_dir():
-        for kind in kinds:
-            path = given / f"{photo.stem}{kind}"
-            if path.is_file() and path.resolve() != photo.resolve():
-                return path
-        raise UserError(f"{option}: nothing for {photo.name} in {given}, expected {photo.stem}{kinds[0]}")
-    if not given.is_file():
-        raise UserError(f"{option}: no file {given}; check the path")
-    if len(photos) > 1:
-        raise UserError(f"{option} {given} is one file for {len(photos)} photos, expected a folder")
-    return given
 
 
 def camera_view(given: str | None, photo: Path, photos: Sequence[Path]) -> View | None:

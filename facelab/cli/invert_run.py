@@ -18,12 +18,13 @@ from torch import Tensor
 
 from facelab.api import FaceModel
 from facelab.cli.invert_results import told, write_result
+from facelab.cli.photo_sessions import begun_before, drive, expect_side
 from facelab.data import reading
-from facelab.errors import Interrupted, UserError
+from facelab.errors import UserError
 from facelab.generator import Codes
 from facelab.inference import pictures as pic
 from facelab.inversion import session as files
-from facelab.inversion.loop import STEP, Report, Solution
+from facelab.inversion.loop import STEP, Solution
 from facelab.inversion.perceptual_files import load_perceptual
 from facelab.inversion.photos import Prepared, View
 from facelab.inversion.problem import Problem, Target
@@ -32,10 +33,8 @@ from facelab.inversion.session import Session
 from facelab.inversion.start import CodeStatistics
 from facelab.inversion.tuning import Tuning, TuningSettings, tunable
 from facelab.methods.cnerf import inversion as cnerf
-from facelab.progress import progress_bar
 from facelab.training.signals import StopRequest
 
-EVERY = 10  # steps between two rows of the curve
 TUNES = ("tune_steps", "tune_lr", "tune_parts")
 SAME = ("method", "model_weights", "photo", "options", "perceptual_net")  # what a resumed session must share
 
@@ -135,19 +134,16 @@ def open_sessions(
         UserError: a photo that cannot be used, a session that was begun before (without ``resume``) or with other
             options, a damaged one.
     """
-    begun = [photo for photo in photos if Session(out / photo.stem).begun]
-    if begun and not resume:
-        folder = out / begun[0].stem
-        raise UserError(f"{folder} holds an inversion already; add --resume to go on with it, or choose another --out")
-    prepared = {photo: take(photo) for photo in photos if photo not in begun}
+    sessions = {photo: Session(out / photo.stem) for photo in photos}
+    begun = begun_before(list(sessions.values()), resume)
+    prepared = {photo: take(photo) for photo, session in sessions.items() if session not in begun}
     for photo, found in prepared.items():
         if not run.finding.aims(found.label_map is not None):
             raise UserError(
                 f"{photo}: nothing to aim at, picture, perceptual (and mask) weights are 0; give one of them"
             )
     jobs = []
-    for photo in photos:
-        session = Session(out / photo.stem)
+    for photo, session in sessions.items():
         if photo in prepared:
             _begin(run, session, photo, prepared[photo])
         else:
@@ -192,20 +188,13 @@ def _open(run: Run, session: Session, name: str) -> Job:
     scores = labels = None
     if settings.get("has_mask"):
         label_map, _ = reading.read_mask(session / files.TARGET_MASK)
-        _expect_side(session / files.TARGET_MASK, label_map.shape, run.side)
+        expect_side(session / files.TARGET_MASK, label_map.shape, run.side)
         scores, labels = cnerf.region_targets(label_map[None], run.generator)
-    _expect_side(session / files.TARGET, picture.shape[:2], run.side)
+    expect_side(session / files.TARGET, picture.shape[:2], run.side)
     image = pic.from_uint8(torch.from_numpy(picture.copy()).permute(2, 0, 1)[None])
     angles = torch.tensor([[view.azimuth, view.elevation]])
     target = Target(image, cnerf.make_camera(angles, run.face.config.camera.fov), scores, labels)
     return Job(name, session, target, view, session.read_state())
-
-
-def _expect_side(path: Path, shape: tuple[int, ...], side: int) -> None:
-    if tuple(shape) != (side, side):
-        raise UserError(
-            f"{path}: expected {side}x{side} pixels, got {shape[1]}x{shape[0]}; choose another output folder"
-        )
 
 
 # ---------------------------------------------------------------- running
@@ -245,7 +234,7 @@ def _run_group(run: Run, jobs: list[Job], stop: StopRequest) -> None:
             job.session.save_losses(curves[i])
 
     name = jobs[0].name if len(jobs) == 1 else f"{len(jobs)} photos"
-    _drive(run, inversion, name, curves, save, stop)
+    drive(inversion, name, stop, save=save, save_every=run.save_every, show=run.progress, curves=curves)
     solution = inversion.solution()
     for i, job in enumerate(jobs):
         alone = one_of(solution, i)
@@ -254,32 +243,6 @@ def _run_group(run: Run, jobs: list[Job], stop: StopRequest) -> None:
         if run.options["tune_steps"]:
             tune(run, job, alone, stop)
         click.echo(told(job))
-
-
-def _drive(
-    run: Run, stage: Any, name: str, curves: list[list[dict[str, Any]]], save: Callable[[], None], stop: StopRequest
-) -> None:
-    """Step until the end, saving now and then and when asked to stop. Interrupted in the latter case."""
-    with progress_bar(total=stage.steps, initial=stage.step, desc=name, show=run.progress, leave=False) as bar:
-        while not stage.finished:
-            if stop.requested:
-                save()
-                raise Interrupted(
-                    f"interrupted at step {stage.step} of {stage.steps} of {name}; saved, add --resume to go on"
-                )
-            report = stage.advance()
-            if report.step % EVERY == 0 or stage.finished:
-                for i, curve in enumerate(curves):
-                    curve.append(_row(report, i))
-                bar.set_postfix(loss=f"{float(report.total.mean()):.4f}", refresh=False)
-            if stage.step % run.save_every == 0 or stage.finished:
-                save()
-            bar.update()
-
-
-def _row(report: Report, photo: int) -> dict[str, Any]:
-    values = {name: float(value[photo]) for name, value in report.parts.items()}
-    return {"step": report.step, "total": float(report.total[photo]), **values}
 
 
 def tune(run: Run, job: Job, solution: Solution, stop: StopRequest) -> None:
@@ -291,7 +254,11 @@ def tune(run: Run, job: Job, solution: Solution, stop: StopRequest) -> None:
     state = job.session.read_state(files.TUNING)
     if state is not None:
         tuning.restore(state)
-    _drive(run, tuning, f"{job.name}, tuning", [], lambda: job.session.save_state(tuning.state(), files.TUNING), stop)
+
+    def save() -> None:
+        job.session.save_state(tuning.state(), files.TUNING)
+
+    drive(tuning, f"{job.name}, tuning", stop, save=save, save_every=run.save_every, show=run.progress)
     problem.generator.requires_grad_(False)  # type: ignore[attr-defined]
     face = run.face
     tuned = FaceModel(face._method, problem.generator, face.config, {**face.meta, "tuned_to": job.name}, face.path)
