@@ -57,23 +57,46 @@ class InversionSettings:
 
 @dataclass(frozen=True)
 class Report:
-    """One step: its number, the total loss (N,), each term (N,) unweighted, and what was rendered; all detached."""
+    """One step, detached.
+
+    Attributes:
+        step: its number.
+        total: (N,) the loss; parts: (N,) each term, unweighted.
+        seen: what was rendered from the target's cameras, None where no loss asked for that.
+        shared: pictures that losses shared (``Moment.shared``) by name.
+    """
 
     step: int
     total: Tensor
     parts: dict[str, Tensor]
-    output: GeneratorOutput
+    seen: GeneratorOutput | None
+    shared: dict[str, Tensor] = field(default_factory=dict)
 
     @staticmethod
     def of(step: int, total: Tensor, parts: Mapping[str, Tensor], moment: Moment) -> Report:
         """Without the graph."""
-        output = moment.output.map(torch.Tensor.detach)
-        return Report(step, total.detach(), {k: v.detach() for k, v in parts.items()}, output)
+        seen = None if moment.seen is None else moment.seen.map(torch.Tensor.detach)
+        shared = {name: value.detach() for name, value in moment.memo.items() if isinstance(value, Tensor)}
+        return Report(step, total.detach(), {k: v.detach() for k, v in parts.items()}, seen, shared)
+
+    @property
+    def output(self) -> GeneratorOutput:
+        """What was rendered. ValueError where no loss asked for it."""
+        if self.seen is None:
+            raise ValueError("no loss of this step looks at the target's cameras, so nothing was rendered from them")
+        return self.seen
+
+
+class NotFiniteError(UserError):
+    """A step whose loss or derivative is not finite; nothing has moved."""
 
 
 @dataclass(frozen=True)
 class Solution:
-    """What was found for N photos: codes, noise maps, cameras, and the (N, P) numbers of the views if they moved."""
+    """What was found for N photos: codes, noise maps, cameras, and the (N, P) numbers of the views if they moved.
+
+    ``total`` is NaN where it was not judged.
+    """
 
     codes: Codes
     noise: dict[str, Tensor]
@@ -98,16 +121,28 @@ class Stage:
         """Whether all steps were made."""
         return self.step >= self.steps
 
-    def _descend(self, total: Tensor, rate: Callable[[str], float]) -> None:
-        """Back-propagate the sum and take one step; ``rate`` is the learning rate by name."""
-        if not bool(torch.isfinite(total).all()):
-            raise UserError(f"the loss is not finite at step {self.step}; expected a number, try a lower learning rate")
+    def _descend(self, total: Tensor, parts: Mapping[str, Tensor], rate: Callable[[str], float]) -> None:
+        """Back-propagate the sum and take one step; ``rate`` is the learning rate by name.
+
+        Raises:
+            NotFiniteError: loss or derivative are not finite; names the losses, and nothing has moved.
+        """
         self.optimizer.zero_grad(set_to_none=True)
         total.sum().backward()
+        gradients = []
         for group in self.optimizer.param_groups:
             group["lr"] = rate(group["name"])
             for value in group["params"]:
                 value.grad = torch.zeros_like(value) if value.grad is None else value.grad
+                gradients.append(value.grad)
+        largest = [value.abs().amax() for value in (total.detach(), *gradients)]  # NaN is the largest
+        if not bool(torch.isfinite(torch.stack(largest)).all()):
+            bad = [name for name, value in parts.items() if not bool(torch.isfinite(value).all())]
+            what = f"the loss {', '.join(bad)}" if bad else "the derivative of the loss"
+            self.optimizer.zero_grad(set_to_none=True)
+            raise NotFiniteError(
+                f"{what} is not finite at step {self.step}; expected a number, try a lower learning rate"
+            )
         self.optimizer.step()
         self.step += 1
 
@@ -195,7 +230,7 @@ class Inversion(Stage):
             self._remember(total.detach())
         rate = self.settings.rate_at(step)
         factors = {"noise": self.settings.noise_factor, VIEW: self.settings.view_factor}
-        self._descend(total, lambda name: rate * factors.get(name.partition("/")[0], 1.0))
+        self._descend(total, parts, lambda name: rate * factors.get(name.partition("/")[0], 1.0))
         for name, value in self.variables.items():
             if name.startswith("noise/"):
                 normalise_noise(value.detach())
@@ -214,6 +249,15 @@ class Inversion(Stage):
         view = None if moved is None or self.problem.start_view is None else self.problem.start_view + moved
         codes, noise = self._codes(chosen), _named(chosen, "noise/")
         return Solution(codes, {k: v.clone() for k, v in noise.items()}, self.problem.camera(moved), view, total, parts)
+
+    @torch.no_grad()
+    def present(self) -> Solution:
+        """Codes, noise maps and cameras as they stand after the last step, not judged."""
+        now = {name: value.detach().clone() for name, value in self.variables.items()}
+        moved = now.get(VIEW)
+        view = None if moved is None or self.problem.start_view is None else self.problem.start_view + moved
+        total = torch.full_like(self.best_loss, torch.nan)
+        return Solution(self._codes(now), _named(now, "noise/"), self.problem.camera(moved), view, total)
 
     def state(self, photo: int) -> State:
         """Everything of one photo, on the CPU."""

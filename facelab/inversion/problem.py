@@ -73,9 +73,10 @@ class Moment:
             to be kept, they move on.
         noise: optimised noise maps (N, 1, H, W) by layer.
         scene: the scene of the codes.
-        output: its rendering from the target's cameras.
-        render: renders the scene from other cameras.
+        camera: the target's cameras, or where they have moved.
+        view: renders the scene from cameras, with random numbers.
         draws: the step's random numbers.
+        memo: what :meth:`shared` computed.
     """
 
     step: int
@@ -85,9 +86,30 @@ class Moment:
     offsets: Mapping[str, Tensor]
     noise: Mapping[str, Tensor]
     scene: Scene
-    output: GeneratorOutput
-    render: Callable[[Camera], GeneratorOutput]
+    camera: Camera
+    view: Callable[[Camera, Draws], GeneratorOutput]
     draws: Draws
+    memo: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def output(self) -> GeneratorOutput:
+        """The rendering from the target's cameras, made when a loss first asks for it."""
+        return self.shared("output", lambda: self.render(self.camera))
+
+    @property
+    def seen(self) -> GeneratorOutput | None:
+        """:attr:`output` if it was made."""
+        return self.memo.get("output")
+
+    def render(self, camera: Camera, draws: Draws | None = None) -> GeneratorOutput:
+        """The scene from other cameras; ``draws`` in place of the step's."""
+        return self.view(camera, self.draws if draws is None else draws)
+
+    def shared(self, name: str, make: Callable[[], Any]) -> Any:
+        """What several losses need, computed once."""
+        if name not in self.memo:
+            self.memo[name] = make()
+        return self.memo[name]
 
 
 Term = Callable[[Moment], Tensor]  # -> (N,)
@@ -112,6 +134,7 @@ class Problem:
         settings: of the rendering; random depths (``jitter``) are drawn for the whole batch.
         draws: where random numbers come from.
         make_scene: (codes, noise maps or None) -> scene; None: the generator's ``scene``.
+        make_output: (scene, camera, settings, draws) -> pictures; None: the generator's ``render``.
         make_camera: (N, P) numbers of a view -> N cameras, where cameras are to be found too.
         start_view: (N, P) the numbers to start from.
     """
@@ -122,6 +145,7 @@ class Problem:
     settings: RenderSettings
     draws: Draws = field(default_factory=lambda: Draws(0))
     make_scene: Callable[[Codes, Any], Scene] | None = None
+    make_output: Callable[[Scene, Camera, RenderSettings, Draws], GeneratorOutput] | None = None
     make_camera: Callable[[Tensor], Camera] | None = None
     start_view: Tensor | None = None
 
@@ -139,17 +163,17 @@ class Problem:
         camera: Camera,
         where: tuple[int, int, str],
     ) -> Moment:
-        """Render. ``where``: step, steps, name of the stage."""
+        """The scene of codes and noise. ``where``: step, steps, name of the stage."""
         step, steps, stage = where
         draws = self.draws.at(step=step, phase=stage)
         make = self.generator.scene if self.make_scene is None else self.make_scene
         scene = make(codes, dict(noise) or None)
+        render = self.generator.render if self.make_output is None else self.make_output
 
-        def render(view: Camera) -> GeneratorOutput:
-            return self.generator.render(scene, view, self.settings, draws)
+        def view(seen_from: Camera, numbers: Draws) -> GeneratorOutput:
+            return render(scene, seen_from, self.settings, numbers)
 
-        output = render(camera)
-        return Moment(step, steps, self.target, codes, offsets, noise, scene, output, render, draws)
+        return Moment(step, steps, self.target, codes, offsets, noise, scene, camera, view, draws)
 
     def losses(self, moment: Moment) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum (N,), and every term (N,) without its weight. ValueError for a term of another shape."""

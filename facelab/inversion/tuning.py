@@ -24,11 +24,13 @@ class TuningSettings:
         steps: in all.
         rate: step -> learning rate; None: :func:`ramped_rate` from 3e-4.
         betas: Adam's.
+        enough: looked at before the weights move; True ends the tuning without another move.
     """
 
     steps: int = 100
     rate: Callable[[int], float] | None = None
     betas: tuple[float, float] = (0.9, 0.999)
+    enough: Callable[[Report], bool] | None = None
 
     def rate_at(self, step: int) -> float:
         """Learning rate."""
@@ -77,10 +79,13 @@ class Tuning(Stage):
         """One step. UserError where the loss is not finite."""
         moment = self._moment()
         total, parts = self.problem.losses(moment)
+        report = Report.of(self.step, total, parts, moment)
+        if self.settings.enough is not None and self.settings.enough(report):
+            self.steps = self.step  # a tuning that goes on from here sees the same and ends as well
+            return report
         rate = self.settings.rate_at(self.step)
-        step = self.step
-        self._descend(total, lambda _: rate)
-        return Report.of(step, total, parts, moment)
+        self._descend(total, parts, lambda _: rate)
+        return report
 
     @torch.no_grad()
     def losses(self) -> tuple[Tensor, dict[str, Tensor]]:
