@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import hashlib
+import importlib
 import importlib.util
 import json
 from collections.abc import Iterator, Mapping
@@ -85,3 +86,318 @@ class DiffusionParts:
     scheduler: Any
     kind: Kind
     source: str
+
+
+# ---------------------------------------------------------------- reading a folder
+
+
+def check_folder(folder: str | Path) -> Kind:
+    """Which family a folder holds, without reading weights.
+
+    Raises:
+        UserError: one line that names the first missing part and says how to get it.
+    """
+    folder = Path(folder)
+    _refuse_what_is_no_folder(folder)
+    unet = _json(folder / "unet" / "config.json", folder, "unet")
+    kind: Kind = "sdxl" if unet.get("addition_embed_type") == "text_time" else "sd"
+    for part in ("unet", "vae", *_text_parts(kind)[0]):
+        _json(folder / part / "config.json", folder, part)
+        if weight_file(folder / part) is None:
+            pickles = sorted(p.name for p in (folder / part).glob("*.bin"))
+            if pickles:
+                raise UserError(
+                    f"{folder}: {part} has its weights as {pickles[0]}, a pickle, which is not opened; expected a "
+                    ".safetensors file beside it; download that one too"
+                )
+            raise _incomplete(folder, part, "its weights (a .safetensors file) are missing")
+    _json(folder / "scheduler" / "scheduler_config.json", folder, "scheduler")
+    for part in _text_parts(kind)[1]:
+        if not _has_words(folder / part):
+            raise _incomplete(folder, part, "vocab.json and merges.txt are missing")
+    channels = unet.get("in_channels", 4)
+    latent = _json(folder / "vae" / "config.json", folder, "vae").get("latent_channels", 4)
+    if channels != latent:
+        raise UserError(
+            f"{folder}: the denoiser takes {channels} channels, the encoder gives {latent}: made for inpainting or "
+            "another task; expected a text-to-image model"
+        )
+    return kind
+
+
+def load_diffusion(
+    folder: str | Path,
+    precision: Precision = "bf16",
+    device: torch.device | str = "cpu",
+    checkpointing: bool = False,
+) -> DiffusionParts:
+    """Denoiser, picture encoder and schedule of a folder; the text encoder is left alone.
+
+    Args:
+        precision: of both networks. XL's published encoder overflows in fp16 (its configuration says so) and is then
+            kept in fp32.
+        device: where they go; another one than the generator's keeps the memory of the two apart.
+        checkpointing: the encoder's activations are computed twice instead of kept: less memory, some more time.
+
+    Raises:
+        UserError: the packages are not installed, the folder is incomplete, or weights do not fit the configuration.
+    """
+    kind = check_folder(folder)
+    diffusers = _package("diffusers")
+    dtype = DTYPES[precision]
+    with _quiet():
+        unet = _model(diffusers.UNet2DConditionModel, Path(folder), "unet", dtype)
+        upcast = json.loads((Path(folder) / "vae" / "config.json").read_text()).get("force_upcast", False)
+        keep = kind == "sdxl" and upcast and precision == "fp16"
+        vae = _model(diffusers.AutoencoderKL, Path(folder), "vae", torch.float32 if keep else dtype)
+    scheduler = _scheduler(_json(Path(folder) / "scheduler" / "scheduler_config.json", Path(folder), "scheduler"))
+    return _frozen(unet, vae, scheduler, kind, str(folder), device, checkpointing)
+
+
+def _frozen(
+    unet: Any, vae: Any, scheduler: Any, kind: Kind, source: str, device: Any, checkpointing: bool
+) -> DiffusionParts:
+    vae.decoder = None  # guidance only encodes
+    vae.post_quant_conv = None
+    for part in (unet, vae):
+        part.requires_grad_(False).eval().to(device)
+    if checkpointing:
+        vae.enable_gradient_checkpointing()
+    return DiffusionParts(unet, vae, scheduler, kind, source)
+
+
+def _model(kind: Any, folder: Path, part: str, dtype: torch.dtype) -> Any:
+    """One network, strictly: no missing weight, no weight of another size."""
+    options: dict[str, Any] = {"torch_dtype": dtype} if part in ("unet", "vae") else {}
+    if part in ("unet", "vae"):
+        options["low_cpu_mem_usage"] = importlib.util.find_spec("accelerate") is not None
+    file = weight_file(folder / part)
+    variant = None if file is None else _variant(file)
+    try:
+        model, info = kind.from_pretrained(
+            str(folder),
+            subfolder=part,
+            local_files_only=True,
+            use_safetensors=True,
+            variant=variant,
+            output_loading_info=True,
+            **options,
+        )
+    except Exception as error:  # both packages raise many kinds for damaged and wrong sized files
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(
+            f"{folder}: {part} cannot be read: expected weights that fit its config.json, got: {reason}; {DOWNLOAD}"
+        ) from error
+    wrong = [*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])]
+    wrong = [name for name in wrong if not name.endswith("position_ids")]
+    if wrong:
+        raise UserError(
+            f"{folder}: {part} cannot be read: {len(wrong)} weights are missing or of another size than its "
+            f"config.json says, the first is {wrong[0]}; {DOWNLOAD}"
+        )
+    return model.to(dtype)
+
+
+def _scheduler(entries: Mapping[str, Any]) -> Any:
+    """A DDIM schedule with the betas of whatever scheduler the folder names."""
+    names = ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps", "trained_betas", "prediction_type")
+    known = {name: entries[name] for name in (*names, "rescale_betas_zero_snr") if entries.get(name) is not None}
+    return _package("diffusers").DDIMScheduler(**known)
+
+
+# ---------------------------------------------------------------- prompts
+
+
+def encode_prompt(
+    folder: str | Path,
+    prompt: str,
+    negative: str = "",
+    device: torch.device | str = "cpu",
+    cache: str | Path | None = None,
+) -> PromptEmbeddings:
+    """Encode a prompt and a negative one, in float32, and drop the text encoder.
+
+    Args:
+        device: where it is done; the result lies on the CPU.
+        cache: folder of stored embeddings. Those of the same texts and the same encoder are read, others stored.
+
+    Raises:
+        UserError: an empty prompt, packages that are not installed, or an incomplete folder.
+    """
+    if not prompt.strip():
+        raise UserError("the prompt is empty: expected a description such as 'a man with a beard'")
+    kind, folder = check_folder(folder), Path(folder)
+    stored = None if cache is None else Path(cache) / f"{_key(folder, kind, prompt, negative)}.safetensors"
+    if stored is not None and stored.is_file():
+        return read_embeddings(stored)
+    rows = [
+        _encode_one(folder, part, words, [negative, prompt], kind, device) for part, words in zip(*_text_parts(kind))
+    ]
+    tokens = torch.cat([row[0] for row in rows], dim=-1)
+    pooled = rows[-1][1] if kind == "sdxl" else None
+    if kind == "sdxl" and not negative and _zeros_for_empty(folder):
+        tokens = torch.stack([torch.zeros_like(tokens[0]), tokens[1]])
+        pooled = None if pooled is None else torch.stack([torch.zeros_like(pooled[0]), pooled[1]])
+    found = PromptEmbeddings(tokens, pooled, prompt, negative, str(folder))
+    if stored is not None:
+        save_embeddings(stored, found)
+    return found
+
+
+def _encode_one(
+    folder: Path, part: str, words: str, texts: list[str], kind: Kind, device: torch.device | str
+) -> tuple[Tensor, Tensor | None]:
+    """((2, T, C), (2, P) or None), float32, on the CPU. SD takes the last layer, XL the last but one (arXiv 2307.01952)."""
+    transformers = _package("transformers")
+    with _quiet():
+        tokenizer = transformers.CLIPTokenizer.from_pretrained(str(folder / words), local_files_only=True)
+        name = "CLIPTextModelWithProjection" if part.endswith("_2") else "CLIPTextModel"
+        encoder = _model(getattr(transformers, name), folder, part, torch.float32).eval().to(device)
+    length = encoder.config.max_position_embeddings
+    ids = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
+    with torch.no_grad():
+        answer = encoder(ids.to(device), output_hidden_states=kind == "sdxl")
+    hidden = answer.hidden_states[-2] if kind == "sdxl" else answer.last_hidden_state
+    pooled = getattr(answer, "text_embeds", None)
+    result = hidden.float().cpu(), None if pooled is None else pooled.float().cpu()
+    del encoder, answer
+    gc.collect()
+    if torch.device(device).type == "cuda":
+        torch.cuda.empty_cache()
+    return result
+
+
+def save_embeddings(path: str | Path, embeddings: PromptEmbeddings) -> None:
+    """Write embeddings and their texts as one safetensors file."""
+    from safetensors.torch import save_file
+
+    tensors = {"tokens": embeddings.tokens.cpu().contiguous()}
+    if embeddings.pooled is not None:
+        tensors["pooled"] = embeddings.pooled.cpu().contiguous()
+    words = {"prompt": embeddings.prompt, "negative": embeddings.negative, "source": embeddings.source}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={"facelab_embeddings": json.dumps(words)})
+
+
+def read_embeddings(path: str | Path) -> PromptEmbeddings:
+    """What :func:`save_embeddings` wrote. UserError for another file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), "pt") as file:
+            words = json.loads((file.metadata() or {}).get("facelab_embeddings", "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(
+            f"cannot read {path}: expected stored prompt embeddings, got a damaged or other file; remove it"
+        ) from error
+    tokens = tensors.get("tokens")
+    if tokens is None or tokens.ndim != 3 or len(tokens) != 2 or not words:
+        raise UserError(f"{path} holds no prompt embeddings: expected a tensor 'tokens' (2, T, C); remove it")
+    return PromptEmbeddings(tokens, tensors.get("pooled"), words["prompt"], words["negative"], words["source"])
+
+
+def _key(folder: Path, kind: Kind, prompt: str, negative: str) -> str:
+    """A name for embeddings: of the texts and of the encoder's files (their sizes and three pieces of each)."""
+    digest = hashlib.blake2b(json.dumps([kind, prompt, negative, _zeros_for_empty(folder)]).encode(), digest_size=16)
+    for part in [part for parts in _text_parts(kind) for part in parts]:
+        for path in sorted(p for p in (folder / part).iterdir() if p.suffix in (".json", ".txt", ".safetensors")):
+            size = path.stat().st_size
+            digest.update(f"{part}/{path.name}/{size}".encode())
+            with open(path, "rb") as file:
+                for start in (0, size // 2, max(size - (1 << 20), 0)):
+                    file.seek(start)
+                    digest.update(file.read(1 << 20))
+    return digest.hexdigest()
+
+
+# ---------------------------------------------------------------- pieces
+
+
+def weight_file(folder: Path) -> Path | None:
+    """The safetensors file of a part, or the index of several; plain ones before fp16 ones."""
+    found = [*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index*.json")]
+    names = ("diffusion_pytorch_model", "model")
+    usable = [p for p in found if p.name.split(".")[0] in names]
+    return min(usable, key=lambda p: (_variant(p) is not None, p.name), default=None)
+
+
+def _variant(file: Path) -> str | None:
+    """``fp16`` of ``model.fp16.safetensors`` and of ``model.safetensors.index.fp16.json``."""
+    middle = [piece for piece in file.name.split(".")[1:] if piece not in ("safetensors", "index", "json")]
+    return middle[0] if middle else None
+
+
+def _text_parts(kind: Kind) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Folders of the text encoders, and of their tokenizers."""
+    if kind == "sdxl":
+        return ("text_encoder", "text_encoder_2"), ("tokenizer", "tokenizer_2")
+    return ("text_encoder",), ("tokenizer",)
+
+
+def _has_words(folder: Path) -> bool:
+    both = (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()
+    return both or (folder / "tokenizer.json").is_file()
+
+
+def _zeros_for_empty(folder: Path) -> bool:
+    """XL: an empty negative prompt counts as zeros instead of being encoded."""
+    try:
+        return bool(json.loads((folder / "model_index.json").read_text()).get("force_zeros_for_empty_prompt", True))
+    except (OSError, ValueError):
+        return True
+
+
+def _refuse_what_is_no_folder(folder: Path) -> None:
+    if folder.is_file():
+        raise UserError(f"{folder} is a single file: expected a folder with unet, vae, text_encoder ...; {DOWNLOAD}")
+    if not folder.is_dir():
+        raise UserError(f"no Stable Diffusion folder at {folder}: check the path, or {DOWNLOAD}")
+    if (folder / "transformer").is_dir() and not (folder / "unet").is_dir():
+        raise UserError(
+            f"{folder} holds 'transformer' instead of 'unet' (Stable Diffusion 3, Flux ...): "
+            "expected Stable Diffusion 1.x, 2.x or XL"
+        )
+
+
+def _json(path: Path, folder: Path, part: str) -> dict[str, Any]:
+    if not path.is_file():
+        raise _incomplete(folder, part, f"{path.name} is missing")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: expected JSON; {DOWNLOAD}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged: expected a JSON object, got {type(content).__name__}; {DOWNLOAD}")
+    return content
+
+
+def _incomplete(folder: Path, part: str, what: str) -> UserError:
+    return UserError(f"the Stable Diffusion folder {folder} is incomplete: {part}: {what}; {DOWNLOAD}")
+
+
+def _package(name: str) -> Any:
+    """diffusers or transformers. UserError with the remedy where it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(
+            f"text prompts need the package {name}, which is not installed or not complete: {INSTALL}"
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the packages' progress bars and notes; both are put back."""
+    tools = [_package(name).utils.logging for name in ("diffusers", "transformers")]
+    before = [(tool.get_verbosity(), tool.is_progress_bar_enabled()) for tool in tools]
+    try:
+        for tool in tools:
+            tool.set_verbosity_error()
+            tool.disable_progress_bar()
+        yield
+    finally:
+        for tool, (level, bars) in zip(tools, before, strict=True):
+            tool.set_verbosity(level)
+            if bars:
+                tool.enable_progress_bar()
