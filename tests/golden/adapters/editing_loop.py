@@ -2,15 +2,15 @@
 """FaceDNeRF's whole editing loop on doubles: codes and noise maps first, then the generator, with losses of the front
 view and of a random side view.
 
-The loop is facelab.inversion's. The light that the side view should have and the lightness of its picture are written
-out here from their formulas, as the case's other doubles are.
+The loop is facelab.inversion's; the light that the side view should have, and how far its picture is from it, are
+facelab.lighting's and facelab.losses'.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,8 +29,11 @@ from facelab.inversion.problem import Moment, Problem, Target, Weighted
 from facelab.inversion.start import numpy_latents, start_statistics
 from facelab.inversion.terms import noise_term
 from facelab.inversion.tuning import Tuning, TuningSettings
+from facelab.lighting import project
+from facelab.losses.lighting import light_distance
 from facelab.losses.perceptual import at_most
 from facelab.rendering.settings import RenderSettings
+from tests.golden.adapters.facednerf_light import light_function
 from tests.golden.adapters.inversion import pattern
 from tests.golden.harness import Arrays, Meta, case_weights, given
 
@@ -89,61 +92,12 @@ class Double(nn.Module):
         raise AssertionError("an inversion asks for no field")
 
 
-# ---------------------------------------------------------------- light
-
-
-def harmonics(theta: Tensor, phi: Tensor) -> Tensor:
-    """(9, ...) real spherical harmonics of three bands, Condon-Shortley phase included, index l (l + 1) + m."""
-    c, s = theta.cos(), theta.sin()
-    legendre = {(0, 0): torch.ones_like(c), (1, 0): c, (1, 1): -s, (2, 0): (3 * c * c - 1) / 2}
-    legendre |= {(2, 1): -3 * c * s, (2, 2): 3 * s * s}
-    found = []
-    for band in range(3):
-        for m in range(-band, band + 1):
-            a = abs(m)
-            k = math.sqrt((2 * band + 1) * math.factorial(band - a) / (4 * math.pi * math.factorial(band + a)))
-            around = (
-                torch.ones_like(phi) if m == 0 else (math.sqrt(2) * ((m * phi).cos() if m > 0 else (a * phi).sin()))
-            )
-            found.append(k * around * legendre[band, a])
-    return torch.stack(found)
-
-
-def light_function(name: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """Light of a direction, by the case's name."""
-
-    def lobe(azimuth: float, tilt: float = 0.0) -> Callable[[Tensor, Tensor], Tensor]:
-        return lambda theta, phi: (-4 * (theta - tilt - math.pi).sin() * (phi - azimuth).cos() - 3).clamp_min(0)
-
-    right = lobe(2.5)
-    known = {
-        "right_az2.5_default": right,
-        "left_az0.6": lobe(0.6),
-        "below_front": lobe(math.pi / 2, math.pi / 3),
-        "top_plus_az2.5": lambda theta, phi: (5 * theta.cos() - 4).clamp_min(0) + right(theta, phi),
-    }
-    return known[name]
-
-
 def light_target(config: Meta, vertical: Tensor, horizontal: Tensor) -> Tensor:
-    """(9,) coefficients of the light as a camera moved by these angles sees it."""
+    """(9,) numbers of the light as a camera moved by these angles sees it, in the original's way."""
     n = config["sh_grid"]
-    cells = (torch.arange(n, dtype=torch.float64) + config["sh_jitter"]) / n
-    x, y = torch.meshgrid(cells, cells, indexing="ij")
-    theta, phi = 2 * torch.acos((1 - x).sqrt()), 2 * math.pi * y
-    light = light_function(config["light_function"])(theta + vertical.double(), phi + horizontal.double())
-    return (config["sh_scale"] * 4 * math.pi / n**2 * (harmonics(theta, phi) * light).sum(dim=(1, 2))).float()
-
-
-def lightness(picture: Tensor) -> Tensor:
-    """(N, 3, S, S) sRGB in about 0..1 -> (N, 1, S, S) Lab lightness over 100; derivatives are finite everywhere."""
-    bright = picture > 0.04045
-    base = torch.where(bright, (picture + 0.055) / 1.055, torch.ones_like(picture))
-    linear = torch.where(bright, base**2.4, picture / 12.92)
-    y = torch.einsum("nchw,c->nhw", linear, picture.new_tensor([0.212671, 0.715160, 0.072169]))[:, None]
-    high = y > 0.008856
-    root = torch.where(high, y, torch.ones_like(y)) ** (1 / 3)
-    return (116 * torch.where(high, root, 7.787 * y + 4 / 29) - 16) / 100
+    jitter = torch.full((n, n, 2), config["sh_jitter"], dtype=torch.float64)
+    moved = torch.stack([vertical, horizontal]).double()
+    return config["sh_scale"] * project(light_function(config["light_function"]), moved, n, jitter, phase=True).float()
 
 
 # ---------------------------------------------------------------- losses
@@ -164,6 +118,9 @@ def make_terms(meta: Meta, weights: Mapping[str, Tensor], u: Tensor) -> dict[str
         horizontal, vertical = (u[number] - 0.5) * c["side_range"]
         return horizontal, vertical
 
+    def light_net(level: Tensor) -> Tensor:
+        return F.avg_pool2d(level, 64).flatten(1) @ weights["Wl"]
+
     def side(moment: Moment) -> Tensor:
         horizontal, vertical = turn(moment)
         return moment.render(canonical(c, horizontal, vertical)).rgb / 2 + 0.5
@@ -179,8 +136,9 @@ def make_terms(meta: Meta, weights: Mapping[str, Tensor], u: Tensor) -> dict[str
 
     def illumination(moment: Moment) -> Tensor:
         horizontal, vertical = turn(moment)
-        seen = F.avg_pool2d(lightness(side(moment)), 64).flatten(1) @ weights["Wl"]
-        return (seen - light_target(c, vertical, horizontal)).square().sum(1)
+        return light_distance(
+            light_net, moment.render(canonical(c, horizontal, vertical)).rgb, light_target(c, vertical, horizontal)
+        )
 
     made = {"id": identities, "origin": origin, "diffusion": diffusion, "illumination": illumination}
     return {name: Weighted(factor[f"lamda_{name}"], term) for name, term in made.items()}
