@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from facelab.cli.common import OneLineCommand, friendly
+from facelab.cli.photos import FINDING, optional_finding_options, prepare_folder
 from facelab.errors import UserError
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ def _writing(command: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option("--count", type=click.IntRange(1), default=1000, show_default=True, help="synthetic: number of heads.")
 @click.option("--seed", default=0, show_default=True, help="synthetic: the same seed makes the same heads.")
+@optional_finding_options
 @_writing
 @friendly
 def eg3d(
@@ -77,7 +79,8 @@ def eg3d(
     """Pictures and cameras in SRC to a data set DST (a folder, or NAME.zip) as EG3D reads it.
 
     SRC is a folder, an existing set, or 'synthetic': made-up heads with exact cameras in EG3D's units
-    (radius 2.7, focal length 4.2647). Cameras are 25-number labels, 4x4 or 3x4 matrices, bare 3x3
+    (radius 2.7, focal length 4.2647). With --camera-from it is a folder of photographs as they come, and DST
+    a folder ('prepare_data.py photos' does the same and can do more). Cameras are 25-number labels, 4x4 or 3x4 matrices, bare 3x3
     rotations, {"pose", "intrinsics"} pairs or NeRF's transforms.json.
 
     \b
@@ -88,6 +91,11 @@ def eg3d(
     """
     from facelab.data.eg3d_prepare import synthetic_items
 
+    finding = {name: o.pop(name) for name in FINDING}
+    if finding["camera_from"]:
+        _from_photos(src, dst, size, o | {"cameras": cameras, "masks": masks, "max_images": max_images}, finding)
+        return
+    _unused(finding, "pictures with cameras; --camera-from takes photographs", FINDING)
     if src == SYNTHETIC:
         _unused(
             o | {"cameras": cameras}, "synthetic heads", ("cameras", "convention", "pixels", "no_labels", "center_crop")
@@ -255,6 +263,18 @@ def _from_folder(src: Path, cameras: Path | None, masks: bool, limit: int | None
     if masks and not (src / "masks").is_dir() and not (src / "celebahq_mask_mask").is_dir():
         raise UserError(f"--masks: {src} has no masks/ beside images/; expected PNG files of the pictures' names")
     return items
+
+
+def _from_photos(src: str, dst: Path, size: int | None, o: dict[str, Any], finding: dict[str, Any]) -> None:
+    """Photographs in a folder through the photo doctor."""
+    for_crops = ("cameras", "convention", "focal", "fov", "pixels", "radius", "no_labels", "center_crop")
+    _unused(o, "photographs (--camera-from), whose cameras are estimated", (*for_crops, "masks", "max_images"))
+    if dst.suffix.lower() == ".zip":
+        raise UserError(f"--camera-from writes a folder, got {dst}; name a folder (a zip can be made from it)")
+    if src == SYNTHETIC:
+        raise UserError("--camera-from takes photographs, and synthetic heads have cameras; leave it out")
+    settings = finding | {"detector": finding["detector"] or "mtcnn", "mirror": o["mirror"], "size": size or 512}
+    prepare_folder(Path(src), dst, overlays=None, workers=o["workers"], quiet=o["quiet"], force=False, **settings)
 
 
 def _unused(options: dict[str, Any], what: str, names: tuple[str, ...]) -> None:

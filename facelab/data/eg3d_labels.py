@@ -15,6 +15,7 @@ from torch import Tensor
 
 from facelab.cameras.camera import Camera, opengl_to_opencv
 from facelab.errors import UserError, nearest
+from facelab.face_model.bfm import face_rotation
 
 FOCAL = 2985.29 / 700  # FFHQ and AFHQ: 1015 * (1024 / 224) * (300 / 466.285) pixels of a 700 pixel crop
 SHAPENET_FOCAL = 1.7074
@@ -92,18 +93,6 @@ def on_radius(label: Tensor, radius: float) -> Tensor:
 
 
 # ------------------------------------------------------------------ from face reconstruction
-
-
-def face_rotation(angle: Tensor) -> Tensor:
-    """(N, 3) angles about x, y, z in radians -> (N, 3, 3) ``(Rz Ry Rx)^T`` of right-handed rotations, float64."""
-    parts = []
-    for axis, (i, j) in enumerate(((1, 2), (2, 0), (0, 1))):
-        cosine, sine = angle[:, axis].double().cos(), angle[:, axis].double().sin()
-        matrix = torch.eye(3, dtype=torch.float64).repeat(len(angle), 1, 1)
-        matrix[:, i, i], matrix[:, j, j] = cosine, cosine
-        matrix[:, i, j], matrix[:, j, i] = -sine, sine
-        parts.append(matrix)
-    return (parts[2] @ parts[1] @ parts[0]).transpose(1, 2)
 
 
 def pose_from_face_model(angle: Tensor, trans: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from facelab.data.preprocess.cameras import CameraEstimator, Deep3dCamera, make_camera_estimator
     from facelab.data.preprocess.detectors import DlibDetector, FileLandmarks, MtcnnDetector, make_detector
     from facelab.data.preprocess.doctor import PreparedPhoto, prepare_photo
     from facelab.data.preprocess.faces import Face, FaceDetector
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
     from facelab.data.preprocess.verdict import Check, Limits
 
 _HOMES = {
+    "CameraEstimator": "cameras",
     "Check": "verdict",
+    "Deep3dCamera": "cameras",
     "DlibDetector": "detectors",
     "Face": "faces",
     "FaceDetector": "faces",
@@ -27,12 +30,15 @@ _HOMES = {
     "Limits": "verdict",
     "MtcnnDetector": "detectors",
     "PreparedPhoto": "doctor",
+    "make_camera_estimator": "cameras",
     "make_detector": "detectors",
     "prepare_photo": "doctor",
     "prepare_photos": "photos",
 }
 __all__ = [
+    "CameraEstimator",
     "Check",
+    "Deep3dCamera",
     "DlibDetector",
     "Face",
     "FaceDetector",
@@ -40,6 +46,7 @@ __all__ = [
     "Limits",
     "MtcnnDetector",
     "PreparedPhoto",
+    "make_camera_estimator",
     "make_detector",
     "prepare_photo",
     "prepare_photos",

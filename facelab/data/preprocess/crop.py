@@ -91,13 +91,26 @@ def plan_crop(
     Raises:
         ValueError: the points lie on one spot or are not finite.
     """
-    if not np.ptp(points5, axis=0).max() > 1e-3:
-        raise ValueError("the five points lie on one spot")
-    height = picture[1]
-    upward = np.stack([points5[:, 0], height - 1 - points5[:, 1]], axis=-1)
-    fit = eg3d_labels.weak_perspective(torch.from_numpy(upward), torch.from_numpy(standard))
+    fit = fit_standard(points5, picture[1], standard)
     crop = eg3d_labels.crop_of(picture, fit, wide, unit_pixels)
     return CropPlan(picture, (max(1, crop.width), max(1, crop.height)), (crop.left, crop.up), wide, middle)
+
+
+def fit_standard(points5: Points, height: int, standard: Points) -> tuple[float, float, float]:
+    """Fit of the standard head -> photo pixels per unit, and where its centre lies: x, and y counted UPWARDS.
+
+    Args:
+        points5: (5, 2) photo pixels, y DOWN.
+        height: of the photo.
+        standard: (5, 3).
+
+    Raises:
+        ValueError: the points lie on one spot or are not finite.
+    """
+    if not np.ptp(points5, axis=0).max() > 1e-3:
+        raise ValueError("the five points lie on one spot")
+    upward = np.stack([points5[:, 0], height - 1 - points5[:, 1]], axis=-1)
+    return eg3d_labels.weak_perspective(torch.from_numpy(upward), torch.from_numpy(standard))
 
 
 def cut(image: Image.Image, plan: CropPlan, size: int = 512) -> Image.Image:

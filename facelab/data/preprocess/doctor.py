@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from facelab.data.preprocess.cameras import CameraEstimator, Estimate, named_coefficients
 from facelab.data.preprocess.crop import CropPlan, cut, plan_crop
 from facelab.data.preprocess.faces import Face, FaceDetector, by_size, choose
 from facelab.data.preprocess.head_points import standard_points
-from facelab.data.preprocess.labels import Array, label, label_from_coefficients, view_angles
+from facelab.data.preprocess.labels import Array, label, view_angles
 from facelab.data.preprocess.pose import HeadPose, fit_pose
 from facelab.data.preprocess.verdict import Check, Limits, judge, no_face
 from facelab.data.preprocess.visibility import Visibility, examine
@@ -43,8 +44,9 @@ class PreparedPhoto:
         pose: fit of the head to the points (also when the camera came from elsewhere).
         label: (25,) EG3D's camera numbers.
         checks: every finding, the grave ones first.
-        camera_from: ``points`` or ``coefficients``.
+        camera_from: ``points``, ``coefficients`` or ``deep3d``.
         seen: how far the points can be trusted.
+        coefficients: (257,) of the face model, from ``deep3d`` alone.
     """
 
     path: Path
@@ -58,6 +60,7 @@ class PreparedPhoto:
     checks: tuple[Check, ...]
     camera_from: str = "points"
     seen: Visibility | None = None
+    coefficients: Array | None = None
 
     @property
     def go(self) -> bool:
@@ -104,6 +107,8 @@ class PreparedPhoto:
         if self.face is None or self.plan is None or self.label is None or self.pose is None:
             return report
         yaw, pitch, roll = (math.degrees(angle) for angle in view_angles(self.label[:16].reshape(4, 4)))
+        if self.coefficients is not None:
+            report["coefficients"] = named_coefficients(self.coefficients)
         return report | {
             "camera": self.label.tolist(),
             "camera_from": self.camera_from,
@@ -164,7 +169,7 @@ def prepare_photo(
     size: int = SIZE,
     limits: Limits | None = None,
     standard: Array | None = None,
-    coefficients: tuple[Array, Array] | None = None,
+    camera: CameraEstimator | None = None,
 ) -> PreparedPhoto:
     """Find the face, cut EG3D's crop, estimate the camera, judge.
 
@@ -175,8 +180,8 @@ def prepare_photo(
         size: pixels a side of the crop.
         limits: what is too much; None takes the defaults.
         standard: (5, 3) official standard points of the crop; None takes the procedural head's.
-        coefficients: angles (3,) and translation (3,) of a Deep3DFaceRecon fit of this face, if there is one:
-            the camera then comes from them, as the released labels do.
+        camera: where the camera comes from, see :func:`facelab.data.preprocess.cameras.make_camera_estimator`; None
+            takes the fit to the points. Give it the same ``standard``.
 
     Raises:
         UserError: no picture, or no such face.
@@ -192,12 +197,24 @@ def prepare_photo(
     except ValueError as error:
         raise UserError(f"{path}: cannot be aligned: {error}; check the points") from error
     pose = fit_pose(plan.to_crop(chosen.points5 if chosen.points68 is None else chosen.points68))
-    numbers = label(pose.label_pose()) if coefficients is None else label_from_coefficients(*coefficients)
+    fitted = label(pose.label_pose())
+    estimate = Estimate(fitted, "points") if camera is None else camera.estimate(photo, chosen, path.name)
     seen = examine(np.asarray(photo), chosen, detector)
-    checks = judge(found, chosen, face, plan, pose, seen, limits or Limits())
-    crop = cut(photo, plan, size)
-    origin = "points" if coefficients is None else "coefficients"
-    return PreparedPhoto(path, photo, tuple(found), chosen, plan, crop, pose, numbers, tuple(checks), origin, seen)
+    checks = judge(found, chosen, face, plan, pose, seen, limits or Limits(), estimate.label[:16].reshape(4, 4))
+    return PreparedPhoto(
+        path,
+        photo,
+        tuple(found),
+        chosen,
+        plan,
+        cut(photo, plan, size),
+        pose,
+        estimate.label,
+        tuple(checks),
+        estimate.origin,
+        seen,
+        estimate.coefficients,
+    )
 
 
 def open_photo(path: Path) -> Image.Image:
@@ -220,35 +237,3 @@ def open_photo(path: Path) -> Image.Image:
         8: Image.Transpose.ROTATE_90,
     }
     return image.transpose(turns[turn]) if turn in turns else image
-
-
-def read_coefficients(path: str | Path) -> tuple[Array, Array]:
-    """Angles and translation of one face from a Deep3DFaceRecon result.
-
-    Args:
-        path: ``.mat`` or ``.npz`` with ``angle`` and ``trans``, or ``.npy`` with all 257 coefficients.
-
-    Raises:
-        UserError: unreadable, or without them.
-    """
-    path = Path(path)
-    try:
-        if path.suffix == ".mat":
-            from scipy.io import loadmat
-
-            table = loadmat(path, variable_names=["angle", "trans"])
-            angle, shift = table["angle"], table["trans"]
-        elif path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as table:
-                angle, shift = table["angle"], table["trans"]
-        else:
-            flat = np.load(path, allow_pickle=False).reshape(-1)
-            angle, shift = flat[224:227], flat[254:257]
-        pair = tuple(np.asarray(part, dtype=np.float64).reshape(3) for part in (angle, shift))
-    except (OSError, ValueError, KeyError, TypeError, NotImplementedError) as error:
-        raise UserError(
-            f"{path}: expected face coefficients with 'angle' and 'trans' (three numbers each), got {error}"
-        ) from error
-    if not np.isfinite(pair).all():
-        raise UserError(f"{path}: face coefficients hold NaN or infinite numbers; fit the face again")
-    return pair[0], pair[1]

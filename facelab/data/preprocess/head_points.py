@@ -17,6 +17,7 @@ import numpy as np
 
 from facelab.data.preprocess.labels import Array
 from facelab.errors import UserError
+from facelab.face_model.bfm import alignment_points
 from facelab.face_model.landmarks import to_five
 
 UNIT = 0.27  # EG3D's scene units per unit (10 cm) of the standard head
@@ -95,8 +96,7 @@ def read_standard_points(path: str) -> Array:
         raise UserError(f"{path}: expected standard points (5, 3) or (68, 3), got {table.shape}")
     if len(table) == 5:
         return table
-    lids = [table[[37, 40]].mean(axis=0), table[[43, 46]].mean(axis=0)]
-    return np.stack([*lids, table[30], table[48], table[54]])
+    return alignment_points(table).astype(np.float64)
 
 
 def align_frames(standard: Array) -> tuple[float, Array]:

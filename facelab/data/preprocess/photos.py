@@ -18,10 +18,12 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from facelab.data import reading
+from facelab.data.preprocess.cameras import CameraEstimator, make_camera_estimator
 from facelab.data.preprocess.detectors import make_detector
 from facelab.data.preprocess.doctor import prepare_photo
 from facelab.data.preprocess.faces import FaceDetector
 from facelab.data.preprocess.head_points import read_standard_points
+from facelab.data.preprocess.labels import Array
 from facelab.data.processes import in_processes
 from facelab.errors import Interrupted, UserError
 from facelab.files import atomic_path, make_folder
@@ -42,6 +44,8 @@ class PhotoSettings:
         standard: file of official standard points, or "".
         mirror: also write the mirrored crop and camera.
         force: also take photos that the doctor refuses, if there is a face.
+        camera_from: ``points`` or ``deep3d``.
+        deep3d_weights: file of the reconstruction network, or "" for the one that was imported.
     """
 
     detector: str = "mtcnn"
@@ -51,9 +55,19 @@ class PhotoSettings:
     standard: str = ""
     mirror: bool = False
     force: bool = False
+    camera_from: str = "points"
+    deep3d_weights: str = ""
 
     def make_detector(self) -> FaceDetector:
         return make_detector(self.detector, landmarks=self.landmarks or None, weights=self.weights or None)
+
+    def make_camera(self) -> CameraEstimator | None:
+        return make_camera_estimator(
+            self.camera_from, weights=self.deep3d_weights or None, standard=self.standard_points()
+        )
+
+    def standard_points(self) -> Array | None:
+        return read_standard_points(self.standard) if self.standard else None
 
 
 @dataclass
@@ -116,7 +130,9 @@ def prepare_photos(
     if overlays is not None and Path(overlays).resolve().is_relative_to(target.resolve()):
         raise UserError(f"--overlays {overlays} lies inside the data set {target}; choose a folder outside of it")
     _detector.cache_clear()  # files of points may have changed
-    _detector(settings)  # a missing package is said once, here
+    _camera.cache_clear()
+    _camera(settings)
+    _detector(settings)  # a missing package or file is said once, here
     _claim(target, settings)
     open_jobs = [job for job in jobs if not _record_path(target, job[1]).is_file()]
     report = PhotosReport(kept=len(jobs) - len(open_jobs))
@@ -138,12 +154,17 @@ def prepare_photos(
 
 
 def make_one(
-    photo: Path, name: str, target: Path, settings: PhotoSettings, overlays: Path | None, detector: FaceDetector
+    photo: Path,
+    name: str,
+    target: Path,
+    settings: PhotoSettings,
+    overlays: Path | None,
+    detector: FaceDetector,
+    camera: CameraEstimator | None = None,
 ) -> dict[str, Any]:
     """Prepare one photo: picture files, then its record. Returns the record."""
     try:
-        standard = read_standard_points(settings.standard) if settings.standard else None
-        found = prepare_photo(photo, detector, size=settings.size, standard=standard)
+        found = prepare_photo(photo, detector, size=settings.size, standard=settings.standard_points(), camera=camera)
     except UserError as error:
         return _write_record(target, name, {"photo": photo.name, "damaged": str(error), "labels": []})
     record = found.report() | {"labels": []}
@@ -186,6 +207,8 @@ def _claim(target: Path, settings: PhotoSettings) -> None:
             before = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise UserError(f"{path}: cannot be read ({error}); choose another target folder") from error
+        if isinstance(before, dict):  # options that are younger than the folder had their defaults
+            before = vars(PhotoSettings()) | before
         if before != now:
             changed = ", ".join(key for key in now if not isinstance(before, dict) or before.get(key) != now[key])
             raise UserError(
@@ -204,8 +227,14 @@ def _detector(settings: PhotoSettings) -> FaceDetector:
     return settings.make_detector()
 
 
+@functools.lru_cache(maxsize=1)
+def _camera(settings: PhotoSettings) -> CameraEstimator | None:
+    """The source of cameras of this process, made once."""
+    return settings.make_camera()
+
+
 def _work(job: tuple[Path, str], target: Path, settings: PhotoSettings, overlays: Path | None) -> dict[str, Any]:
-    return make_one(*job, target, settings, overlays, _detector(settings))
+    return make_one(*job, target, settings, overlays, _detector(settings), _camera(settings))
 
 
 def _start_worker() -> None:

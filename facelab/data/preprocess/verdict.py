@@ -12,7 +12,7 @@ import numpy as np
 
 from facelab.data.preprocess.crop import CropPlan
 from facelab.data.preprocess.faces import Face
-from facelab.data.preprocess.labels import view_angles
+from facelab.data.preprocess.labels import Array, view_angles
 from facelab.data.preprocess.pose import HeadPose
 from facelab.data.preprocess.visibility import VARIANTS, Visibility
 
@@ -36,6 +36,7 @@ class Limits:
         refuse_missed: variants of the picture in which the face is not found again.
         warn_contrast, refuse_contrast: around the best of the five points, grey levels.
         refuse_covered: contrast around a point as a share of the best one.
+        warn_disagree, refuse_disagree: angle between a camera from elsewhere and the one fitted to the points.
     """
 
     warn_yaw: float = 30.0
@@ -58,6 +59,8 @@ class Limits:
     warn_contrast: float = 20.0
     refuse_contrast: float = 12.0
     refuse_covered: float = 0.12
+    warn_disagree: float = 15.0
+    refuse_disagree: float = 30.0
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,7 @@ def judge(
     pose: HeadPose,
     seen: Visibility,
     limits: Limits,
+    camera: Array,
 ) -> list[Check]:
     """Every finding about a face, the grave ones first.
 
@@ -86,8 +90,11 @@ def judge(
         number: what the user chose (1 = largest) or None.
         plan, pose: its crop and camera.
         seen: whether its parts can be seen.
+        camera: (4, 4) the camera that is used: that of ``pose``, or one from elsewhere.
     """
-    yaw, pitch, roll = (math.degrees(angle) for angle in view_angles(pose.cam2world))
+    yaw, pitch, roll = (math.degrees(angle) for angle in view_angles(camera))
+    turn = camera[:3, :3].T @ pose.cam2world[:3, :3]
+    apart = math.degrees(math.acos(np.clip((np.trace(turn) - 1) / 2, -1.0, 1.0)))
     missing = plan.outside()
     direction = "above" if pitch > 0 else "below"
     checks = [
@@ -139,6 +146,13 @@ def judge(
             (limits.warn_outside, limits.refuse_outside),
             f"{100 * missing:.0f} % of the crop lies outside the photo",
             "use a photo with more room around the head",
+        ),
+        _above(
+            "disagreement",
+            apart,
+            (limits.warn_disagree, limits.refuse_disagree),
+            f"the camera is turned by {apart:.0f} degrees from the one that the points suggest",
+            "look at the overlay; weights or coefficients of something else, or the points are wrong",
         ),
         _inside(face, plan.picture),
         *_visible(seen, limits),

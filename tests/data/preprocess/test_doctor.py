@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from facelab.cli.photos import prepare_photo as prepare_photo_command
 from facelab.data.preprocess import FileLandmarks, Limits, prepare_photo
-from facelab.data.preprocess.doctor import read_coefficients
+from facelab.data.preprocess.cameras import GivenCoefficients, read_coefficients
 from facelab.data.preprocess.faces import Face
 from facelab.data.preprocess.labels import label_from_coefficients
 from facelab.errors import UserError
@@ -129,7 +129,7 @@ def test_camera_from_coefficients(astronaut: Path, tmp_path: Path) -> None:
     flat[224:227], flat[254:257] = angle, shift
     np.save(tmp_path / "b.npy", flat)
     for name in ("a.npz", "b.npy"):
-        found = prepare_photo(astronaut, DRAWING, coefficients=read_coefficients(tmp_path / name))
+        found = prepare_photo(astronaut, DRAWING, camera=GivenCoefficients(*read_coefficients(tmp_path / name)))
         np.testing.assert_allclose(found.label, label_from_coefficients(angle, shift), atol=1e-9)
         assert found.camera_from == "coefficients"
     np.save(tmp_path / "c.npy", np.zeros(100))
