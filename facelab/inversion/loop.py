@@ -197,7 +197,7 @@ class Inversion(Stage):
         noise: Mapping[str, Tensor] | None = None,
         move_view: bool = False,
     ) -> None:
-        self.problem, self.settings = problem, settings or InversionSettings()
+        self.problem, self.settings, self.shared = problem, settings or InversionSettings(), frozenset(shared)
         count = len(problem.target)
         self.start = start.map(lambda v: v.detach().expand(count, *v.shape[1:]).clone())
         for name in [*(free or ()), *shared]:
@@ -287,7 +287,8 @@ class Inversion(Stage):
         for name, value in self.start.values.items():
             offset = variables.get(f"code/{name}")
             if scales is not None and scales[name]:
-                noise = draws.normal(f"perturb/{name}", (1, *value.shape[1:]))
+                shape = (1, 1, *value.shape[2:]) if name in self.shared else (1, *value.shape[1:])
+                noise = draws.normal(f"perturb/{name}", shape)
                 value = value + scales[name] * noise.to(value)
             values[name] = value if offset is None else value + offset
         return Codes(values)

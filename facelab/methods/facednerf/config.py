@@ -13,6 +13,7 @@ from typing import Literal
 
 from facelab.deviations import Deviation
 from facelab.errors import UserError, nearest
+from facelab.losses.score_distillation import GuidanceReference, GuidanceSettings
 
 ORIGINAL_CENTRE = 3.14 / 2  # what the original's cameras turn around
 DOMAINS: dict[str, tuple[str, ...]] = {  # losses that mean nothing there: their networks know human faces alone
@@ -88,6 +89,8 @@ class TuneConfig:
 class SideConfig:
     """Cameras of the side view: even in a rectangle around the front, at the model's distance."""
 
+    horizontal: float = math.pi / 2  # the front, in EG3D's angles
+    vertical: float = math.pi / 2
     width: float = 0.4  # whole range of the horizontal angle, radians
     height: float = 0.4  # of the vertical one, in the original's even measure
 
@@ -126,53 +129,61 @@ class MemoryConfig:
 
 
 @dataclass(frozen=True)
-class LightConfig:
-    """How the light of a side view is judged."""
-
-    norm: Literal["running", "batch"] = "running"  # statistics of DPR's batch normalisation; the original: batch
-    scale: float = 2.5  # on projected light functions of the original; light in viewer terms takes none
-
-
-@dataclass(frozen=True)
 class ReferenceConfig:
     """Switches that bring the original back; see :data:`DEVIATIONS`."""
 
     fresh_noise: bool = False
     light_offsets: bool = False
     sampled_light: bool = False
+    light_norm: bool = False
     original_centre: bool = False
     all_losses: bool = False
     half_tuning: bool = False
+    weighted_backward: bool = False
+    replace_non_finite: bool = False
+    bilinear: bool = False
 
 
 DEVIATIONS = [
-    Deviation(
-        "facednerf",
-        "fresh_noise",
-        "the original's second stage draws new noise maps and only normalises them; ours keeps those that were found",
-    ),
-    Deviation(
-        "facednerf",
-        "light_offsets",
-        "the original adds the side view's angles to those of its light function; ours turns the light with the camera",
-    ),
-    Deviation(
-        "facednerf",
-        "sampled_light",
-        "the original projects its light from random directions at each step; ours from fixed ones",
-    ),
-    Deviation(
-        "facednerf",
-        "original_centre",
-        "the original's cameras turn around 3.14 / 2, radius 2.7, focal length 4.2647; ours "
-        "around pi / 2 as the model's cameras stand",
-    ),
-    Deviation("facednerf", "all_losses", "the original computes losses whose weight is 0; ours leaves them out"),
-    Deviation(
-        "facednerf",
-        "half_tuning",
-        "the original tunes with super-resolution in half precision and unscaled gradients; ours in full precision",
-    ),
+    Deviation("facednerf", switch, what)
+    for switch, what in (
+        (
+            "fresh_noise",
+            "the original's second stage draws new noise maps and only normalises them; ours keeps those that were found",
+        ),
+        (
+            "light_offsets",
+            "the original adds the side view's angles to those its light function sees; ours turns the light",
+        ),
+        (
+            "sampled_light",
+            "the original projects its light from random directions at every step; ours from fixed ones",
+        ),
+        (
+            "light_norm",
+            "the original estimates light with the statistics of the picture at hand (batch norm in training mode); ours "
+            "with the stored ones",
+        ),
+        ("original_centre", "the original's cameras turn around 3.14 / 2; ours around pi / 2"),
+        ("all_losses", "the original computes losses whose weight is 0; ours leaves them out"),
+        (
+            "half_tuning",
+            "the original tunes with super-resolution in half precision and unscaled gradients; ours as memory says",
+        ),
+        (
+            "weighted_backward",
+            "the original multiplies by the weight of the text before the half precision encoder, where gradients vanish; "
+            "ours after it",
+        ),
+        (
+            "replace_non_finite",
+            "the original replaces NaN in the gradient of the text by 0; ours stops at the last good state",
+        ),
+        (
+            "bilinear",
+            "the original shrinks pictures bilinearly without low-pass; ours averages areas",
+        ),
+    )
 ]
 
 
@@ -187,9 +198,28 @@ class FaceDNeRFConfig:
     tune: TuneConfig = field(default_factory=TuneConfig)
     side: SideConfig = field(default_factory=SideConfig)
     render: RenderConfig = field(default_factory=RenderConfig)
-    light: LightConfig = field(default_factory=LightConfig)
+    guidance: GuidanceSettings = field(default_factory=GuidanceSettings)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
+
+    def guide(self) -> GuidanceSettings:
+        """Settings of the text loss with the reference switches in it."""
+        names = [entry.name for entry in dataclasses.fields(GuidanceReference)]
+        own = self.guidance.reference
+        merged = {name: getattr(own, name) or getattr(self.reference, name) for name in names}
+        return dataclasses.replace(self.guidance, reference=GuidanceReference(**merged))
+
+    @property
+    def light_norm(self) -> Literal["running", "picture"]:
+        """Statistics of DPR's batch normalisation."""
+        return "picture" if self.reference.light_norm else "running"
+
+    @property
+    def centre(self) -> tuple[float, float]:
+        """Horizontal and vertical angle of the front, radians."""
+        if self.reference.original_centre:
+            return ORIGINAL_CENTRE, ORIGINAL_CENTRE
+        return self.side.horizontal, self.side.vertical
 
     @property
     def active(self) -> WeightConfig:
