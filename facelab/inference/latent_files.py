@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Codes on disk: our ``.safetensors``, session folders with one, and the ``.pth`` dictionaries of FENeRF's scripts.
+"""Codes on disk: our ``.safetensors``, session folders with one, the ``.pth`` dictionaries of FENeRF's scripts, and the
+``.npy`` arrays (1, L, W) or (1, 1, W) of EG3D's projectors and of FaceDNeRF.
 
 A file of ours holds a tensor (N, ...) for each code of the generator by its name; one for each name of
 ``generator.average_codes()``, and perhaps some of ``generator.optional_codes`` (name -> shape without N). Its header
@@ -13,6 +14,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,7 +36,7 @@ def save_codes(path: str | Path, codes: Codes, method: str) -> None:
 
 
 def read_codes(path: str | Path, generator: Any) -> Codes:
-    """Read codes of our format or of FENeRF's ``freq_phase_offset_*.pth`` for a generator, on its device.
+    """Read codes of our format, FENeRF's ``freq_phase_offset_*.pth`` or an array of ``w`` for a generator, on its device.
 
     Args:
         path: a file, or a session folder.
@@ -46,13 +48,15 @@ def read_codes(path: str | Path, generator: Any) -> Codes:
     path = path / SESSION_FILE if path.is_dir() else path
     if not path.is_file():
         raise UserError(
-            f"no codes at {path}: expected a .safetensors or .pth file, or a session folder; check the path"
+            f"no codes at {path}: expected a .safetensors, .pth or .npy file, or a session folder; check the path"
         )
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             values = load_file(path)
+        elif path.suffix == ".npy":
+            values = {"w": _from_array(np.load(path, allow_pickle=False), generator)}
         else:
             values = _from_original(torch.load(path, map_location="cpu", weights_only=True))
     except UserError:
@@ -72,6 +76,15 @@ def read_codes(path: str | Path, generator: Any) -> Codes:
             )
     device = next(generator.parameters()).device
     return Codes({name: values[name].float().to(device) for name in (*needed, *optional)})
+
+
+def _from_array(array: np.ndarray, generator: Any) -> Tensor:
+    """Codes (N, L, W) as EG3D's projectors keep them; one vector (N, 1, W) stands for all L."""
+    w = torch.from_numpy(np.asarray(array, dtype=np.float32))
+    wanted = generator.average_codes().values.get("w")
+    if wanted is not None and w.ndim == 3 and w.shape[1] == 1:
+        w = w.expand(-1, wanted.shape[1], -1).contiguous()
+    return w
 
 
 def _from_original(data: Any) -> dict[str, Tensor]:

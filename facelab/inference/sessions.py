@@ -2,7 +2,8 @@
 """What the session folder of an inversion or an edit keeps of a head besides its codes.
 
 ``latents.safetensors``: the codes (:mod:`facelab.inference.latent_files`). ``noise.safetensors``: noise maps of the
-decoder by layer, where they were optimised. ``metrics.json``: of an inversion, with the photo's ``camera``.
+decoder (of EG3D: of the backbone) by layer, where they were optimised. ``metrics.json``: of an inversion, with the
+photo's ``camera``.
 ``generator.safetensors``: a generator that was tuned to the photo, a model to be opened itself.
 """
 
@@ -40,8 +41,10 @@ def read_noise(folder: str | Path, generator: Any) -> dict[str, Tensor]:
         raise UserError(
             f"{path} cannot be read as noise maps ({type(error).__name__}); remove it or make it anew"
         ) from error
-    decoder = getattr(generator, "decoder", None)
-    known = {} if decoder is None else const_noise(decoder)
+    network = getattr(generator, "decoder", None)
+    if network is None and hasattr(generator, "backbone"):
+        network = generator.backbone.synthesis  # EG3D's planes
+    known = {} if network is None else const_noise(network)
     device = next(generator.parameters()).device
     fitting = {}
     for name, value in maps.items():
