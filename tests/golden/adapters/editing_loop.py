@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FaceDNeRF's whole editing loop on doubles: codes and noise maps first, then the generator, with losses of the front
-view and of a random side view.
+"""FaceDNeRF's whole editing loop: both stages of facelab.methods.facednerf with the case's generator, judges and random
+numbers in place of networks.
 
-The loop is facelab.inversion's; the light that the side view should have, and how far its picture is from it, are
-facelab.lighting's and facelab.losses'.
+Reference switches: ``reference.fresh_noise`` and ``reference.all_losses``; the light is the case's function, to which the
+side view's angles are added.
 """
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,26 +18,30 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from facelab.bases.eg3d.config import ViewConfig
 from facelab.cameras import Camera
-from facelab.cameras.orbit import orbit_camera
 from facelab.draws import Draws
 from facelab.generator import Codes, GeneratorOutput, Scene
-from facelab.inversion import schedules
-from facelab.inversion.loop import Inversion, InversionSettings
-from facelab.inversion.noise import normalise_noise
-from facelab.inversion.problem import Moment, Problem, Target, Weighted
-from facelab.inversion.start import numpy_latents, start_statistics
-from facelab.inversion.terms import noise_term
-from facelab.inversion.tuning import Tuning, TuningSettings
+from facelab.inversion.problem import Target
 from facelab.lighting import project
-from facelab.losses.lighting import light_distance
 from facelab.losses.perceptual import at_most
+from facelab.methods.facednerf.config import (
+    CodesConfig,
+    FaceDNeRFConfig,
+    ReferenceConfig,
+    SideConfig,
+    TuneConfig,
+    WeightConfig,
+)
+from facelab.methods.facednerf.course import CODES, Control, Course, Step, one_of
+from facelab.methods.facednerf.model import Model
+from facelab.methods.facednerf.terms import LightGoal, Networks, SideView
 from facelab.rendering.settings import RenderSettings
 from tests.golden.adapters.facednerf_light import light_function
 from tests.golden.adapters.inversion import pattern
 from tests.golden.harness import Arrays, Meta, case_weights, given
 
-LOSSES = ("id", "origin", "diffusion", "illumination")
+LOSSES = {"id": "identity", "origin": "reconstruction", "diffusion": "text", "illumination": "light"}
 
 
 def wave(shape: Any) -> Tensor:
@@ -47,11 +51,19 @@ def wave(shape: Any) -> Tensor:
 
 
 @dataclass(frozen=True)
-class WaveDraws(Draws):
-    """Waves for normal numbers."""
+class CaseDraws(Draws):
+    """Waves for normal numbers, the case's pair of uniform ones at each step of either stage."""
+
+    pairs: Tensor = dataclasses.field(default_factory=lambda: torch.zeros(0, 2))
+    first_steps: int = 0
 
     def normal(self, name: str, shape: Any, device: Any = "cpu", dtype: Any = torch.float32) -> Tensor:
         return wave(shape)
+
+    def uniform(self, name: str, shape: Any, device: Any = "cpu", dtype: Any = torch.float32) -> Tensor:
+        assert name == "side", name
+        tuning = self.phase.startswith("tuning")
+        return self.pairs[self.step + (self.first_steps if tuning else 0)]
 
 
 class Double(nn.Module):
@@ -92,63 +104,73 @@ class Double(nn.Module):
         raise AssertionError("an inversion asks for no field")
 
 
-def light_target(config: Meta, vertical: Tensor, horizontal: Tensor) -> Tensor:
-    """(9,) numbers of the light as a camera moved by these angles sees it, in the original's way."""
-    n = config["sh_grid"]
-    jitter = torch.full((n, n, 2), config["sh_jitter"], dtype=torch.float64)
-    moved = torch.stack([vertical, horizontal]).double()
-    return config["sh_scale"] * project(light_function(config["light_function"]), moved, n, jitter, phase=True).float()
+@dataclass(frozen=True)
+class CaseModel(Model):
+    """The case's generator in the place of an EG3D."""
+
+    def settings(self, config: FaceDNeRFConfig) -> RenderSettings:
+        return RenderSettings(self.generator.config["resolution"])  # type: ignore[index]
+
+    def picture_side(self, settings: RenderSettings) -> int:
+        return settings.resolution
+
+    def noise_sizes(self) -> dict[str, tuple[int, int]]:
+        sizes = self.generator.config["noise_sizes"]  # type: ignore[index]
+        return {f"n{i}_{size}.noise_const": (size, size) for i, size in enumerate(sizes)}
 
 
-# ---------------------------------------------------------------- losses
+class Features:
+    """The case's LPIPS."""
+
+    name = metric = "case"
+
+    def features(self, pictures: Tensor) -> tuple[Tensor, ...]:
+        return (0.5 * F.avg_pool2d(pictures, 32),)
 
 
-def make_terms(meta: Meta, weights: Mapping[str, Tensor], u: Tensor) -> dict[str, Weighted]:
-    """The case's four losses."""
+class Diffusion:
+    """The case's text loss, which is a plain function of the picture."""
+
+    def loss(self, pictures: Tensor, draws: Draws, *, progress: float = 0.0) -> Tensor:
+        return 0.5 * (F.avg_pool2d(pictures / 2 + 0.5, 16) - 0.3).square().flatten(1).sum(1)
+
+
+def judges(weights: Mapping[str, Tensor]) -> Networks:
+    """The case's networks."""
+
+    def identity(pictures: Tensor) -> Tensor:
+        return F.avg_pool2d(at_most(pictures, 256), 64).flatten(1) @ weights["Wid"]
+
+    def light(lightness: Tensor) -> Tensor:
+        return F.avg_pool2d(lightness, 64).flatten(1) @ weights["Wl"]
+
+    return Networks(Features(), identity, Diffusion(), None, light)
+
+
+def light_goal(config: Meta) -> LightGoal:
+    """The case's light as the side view should see it."""
+    n, function = config["sh_grid"], light_function(config["light_function"])
+    jitter = torch.full((n, n, 2), float(config["sh_jitter"]))
+
+    def goal(side: SideView) -> Tensor:
+        numbers = project(function, (side.angles[1], side.angles[0]), n, jitter, phase=True)
+        return (config["sh_scale"] * numbers).float()
+
+    return goal
+
+
+def settings(meta: Meta) -> FaceDNeRFConfig:
+    """The case's settings under our names."""
     c, factor = meta["config"], meta["weights"]
-
-    def features(picture: Tensor) -> Tensor:
-        return 0.5 * F.avg_pool2d(at_most(picture, 256), 32).flatten(1)
-
-    def identity(picture: Tensor) -> Tensor:
-        return F.normalize(F.avg_pool2d(at_most(picture, 256), 64).flatten(1) @ weights["Wid"], dim=1)
-
-    def turn(moment: Moment) -> tuple[Tensor, Tensor]:
-        number = moment.step + (c["num_steps"] if moment.draws.phase == "tuning" else 0)
-        horizontal, vertical = (u[number] - 0.5) * c["side_range"]
-        return horizontal, vertical
-
-    def light_net(level: Tensor) -> Tensor:
-        return F.avg_pool2d(level, 64).flatten(1) @ weights["Wl"]
-
-    def side(moment: Moment) -> Tensor:
-        horizontal, vertical = turn(moment)
-        return moment.render(canonical(c, horizontal, vertical)).rgb / 2 + 0.5
-
-    def origin(moment: Moment) -> Tensor:
-        return (features(moment.output.rgb) - features(moment.target.picture)).square().sum(1)
-
-    def identities(moment: Moment) -> Tensor:
-        return 1 - (identity(moment.output.rgb) * identity(moment.target.picture)).sum(1)
-
-    def diffusion(moment: Moment) -> Tensor:
-        return 0.5 * (F.avg_pool2d(side(moment), 16) - 0.3).square().flatten(1).sum(1)
-
-    def illumination(moment: Moment) -> Tensor:
-        horizontal, vertical = turn(moment)
-        return light_distance(
-            light_net, moment.render(canonical(c, horizontal, vertical)).rgb, light_target(c, vertical, horizontal)
-        )
-
-    made = {"id": identities, "origin": origin, "diffusion": diffusion, "illumination": illumination}
-    return {name: Weighted(factor[f"lamda_{name}"], term) for name, term in made.items()}
-
-
-def canonical(config: Meta, horizontal: Tensor | float = 0.0, vertical: Tensor | float = 0.0) -> Camera:
-    """The case's camera, moved by two angles."""
-    c = config["camera"]
-    yaw, pitch = float(c["horizontal_mean"] + horizontal), float(c["vertical_mean"] + vertical)
-    return orbit_camera(yaw, pitch, c["radius"], c["pivot"], c["focal"])
+    weights = {ours: factor[f"lamda_{theirs}"] for theirs, ours in LOSSES.items()}
+    camera = c["camera"]
+    return FaceDNeRFConfig(
+        weights=WeightConfig(**weights, noise=c["noise_regulariser_weight"]),
+        codes=CodesConfig(steps=c["num_steps"], lr=c["lr"], start_seed=c["z_seed"], start_samples=c["w_avg_samples"]),
+        tune=TuneConfig(steps=c["num_steps_pti"], lr=c["lr_pti"]),
+        side=SideConfig(camera["horizontal_mean"], camera["vertical_mean"], c["side_range"], c["side_range"]),
+        reference=ReferenceConfig(fresh_noise=True, all_losses=True),
+    )
 
 
 @given("u", "c")
@@ -156,50 +178,28 @@ def edit_loop(meta: Meta, arrays: Arrays) -> dict[str, Tensor]:
     """Both stages."""
     c = meta["config"]
     weights = case_weights(meta, {key: tuple(shape) for key, shape in meta["detfill"]["shapes"].items()})
-    generator = Double(weights, c).requires_grad_(False)
-    a = meta["target_args"]
+    generator: Any = Double(weights, c).requires_grad_(False)
+    a, camera = meta["target_args"], c["camera"]
     picture = pattern([1, 3, c["resolution"], c["resolution"]], a["a"], a["b"], a["d"], a)
-    terms = make_terms(meta, weights, arrays["u"])
     target = Target(picture, Camera.from_label(arrays["c"]))
-    problem = Problem(generator, target, terms, RenderSettings(c["resolution"]), WaveDraws(0))
-    z = numpy_latents(c["z_seed"], c["w_avg_samples"], c["z_dim"])
-    label = canonical(c).label().float().expand(len(z), -1)
-    start = start_statistics(generator, {"z": z}, label, repeated=("w",))
-    names = {f"n{i}_{size}.noise_const": size for i, size in enumerate(c["noise_sizes"])}
+    model = CaseModel(generator, ViewConfig(camera["radius"], tuple(camera["pivot"]), camera["focal"]))
+    steps: list[Step] = []
+    draws = CaseDraws(0, pairs=arrays["u"], first_steps=c["num_steps"])
+    control = Control(on_step=steps.append, draws=draws)
+    course = Course(model, target, settings(meta), judges(weights), light_goal(c), control)
 
-    settings = InversionSettings(
-        c["num_steps"],
-        functools.partial(schedules.ramped_rate, steps=c["num_steps"], base=c["lr"]),
-        perturbation=lambda step, name: schedules.perturbation(step, c["num_steps"], start.deviation[name]),
-        keep_best=False,
-    )
-    kept = {"noise": Weighted(c["noise_regulariser_weight"], noise_term)}
-    first = Problem(generator, target, {**terms, **kept}, problem.settings, problem.draws)
-    maps = {name: wave((size, size)) for name, size in names.items()}
-    inversion = Inversion(first, start.average, settings, noise=maps)
-    outputs: dict[str, Tensor] = {}
-    reports = [inversion.advance() for _ in range(c["num_steps"])]
-    for name in LOSSES:
-        outputs[f"pre_{name}"] = torch.cat([r.parts[name] for r in reports])
-    solution = inversion.solution()
-    outputs["w_final"] = solution.codes.values["w"]
-    for name, value in solution.noise.items():
-        outputs[f"noise_final_{name}"] = value[0, 0]
-
-    for name, size in names.items():
-        solution.noise[name] = wave((1, 1, size, size))
-    rate = functools.partial(schedules.ramped_rate, steps=c["num_steps_pti"], base=c["lr_pti"])
-    tuning = Tuning(problem, solution, TuningSettings(c["num_steps_pti"], rate))
-    reports = []
-    for _ in range(c["num_steps_pti"]):
-        reports.append(tuning.advance())
-        for value in solution.noise.values():
-            normalise_noise(value)
-    for name in LOSSES:
-        outputs[f"post_{name}"] = torch.cat([r.parts[name] for r in reports])
-    outputs |= {f"post_noise_final_{name}": value[0, 0] for name, value in solution.noise.items()}
-    outputs["P_final_minus_initial"] = generator.P.detach() - weights["P"]
-    outputs["b_final"] = generator.b.detach()
+    solution = course.find()
+    tuning = course.tune(one_of(solution, 0), 0)
+    outputs = {"w_final": solution.codes.values["w"]}
+    for ours, stage in (("pre", True), ("post", False)):
+        chosen = [step for step in steps if (step.stage == CODES) is stage]
+        for theirs, name in LOSSES.items():
+            outputs[f"{ours}_{theirs}"] = torch.cat([step.parts[name] for step in chosen])
+    outputs |= {f"noise_final_{name}": value[0, 0] for name, value in solution.noise.items()}
+    outputs |= {f"post_noise_final_{name}": value[0, 0] for name, value in tuning.pivot.noise.items()}
+    tuned: Any = tuning.problem.generator
+    outputs["P_final_minus_initial"] = tuned.P.detach() - weights["P"]
+    outputs["b_final"] = tuned.b.detach()
     return outputs
 
 
