@@ -144,16 +144,17 @@ def render_film(
     sinks: Sequence[FrameSink],
     shapes: ShapeFolder | None,
     cut: ShapeOptions | None = None,
+    show: bool = True,
 ) -> None:
     """Render all frames into the sinks. Where the heads stand still, scenes and shapes are made once.
 
-    ``cut``: how the shapes of the layer ``shape`` are made; needed for that layer alone.
+    ``cut``: how the shapes of the layer ``shape`` are made; needed for that layer alone. ``show``: a progress bar.
     """
     cameras = face.view.cameras(film.path.pitch, film.path.yaw, film.path.fov).to(face.device)
     order = [number % len(cameras) for number in range(len(film))]
     scene, shown, seen = None, None, None
     with ExitStack() as stack:
-        bar = stack.enter_context(progress_bar(total=len(film), unit="frame"))
+        bar = stack.enter_context(progress_bar(total=len(film), unit="frame", show=show))
         for number, codes in enumerate(film.codes()):
             if shown is None or not _same(codes, shown):
                 scene, shown = face.scene(codes), codes

@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""invert_eg3d, edit_facednerf, relight_facednerf and generate_facednerf: an EG3D model fitted to a photo, a prompt, a
+light (FaceDNeRF, arXiv 2306.00783)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from facelab.cli.common import OneLineCommand, device_option, friendly, model_argument, parse_seeds
+from facelab.cli.facednerf_options import (
+    light_options,
+    method_options,
+    run_options,
+    settings_of,
+    source_options,
+    text_options,
+)
+from facelab.cli.photo_input import PATH
+
+if TYPE_CHECKING:
+    from facelab.cli.facednerf_run import Run
+
+SLUG = 40  # letters of a prompt in the name of a folder
+PHOTOS = click.argument("photos", nargs=-1, required=True, type=PATH)
+COMPARE = click.option(
+    "--compare", is_flag=True, help="First the photo as it is, into reconstruction/; the sheet shows it, too."
+)
+
+
+@click.command("invert_eg3d", cls=OneLineCommand)
+@model_argument
+@PHOTOS
+@source_options
+@method_options(side=False)
+@run_options("inversions")
+@device_option
+@friendly
+def invert_eg3d(model: Path, photos: tuple[Path, ...], **options: Any) -> None:
+    """Find the codes of an EG3D model that give PHOTOS, and tune the model to each.
+
+    Presets: project_w, project_w_plus (codes alone) and pti (then the generator, the default). Each photo gets a folder
+    in --out: settings.yaml, target.png, latents.safetensors, latent.npy, generator.safetensors, sheet.png, metrics.json,
+    video.mp4. Ctrl-C saves; the same command with --resume goes on.
+    """
+    _on_photos("invert_eg3d", model, photos, "pti", options)
+
+
+@click.command("edit_facednerf", cls=OneLineCommand)
+@model_argument
+@PHOTOS
+@click.option("--prompt", required=True, help="What the head should become: 'a man with short blue hair'.")
+@source_options
+@text_options
+@light_options
+@method_options(side=True)
+@COMPARE
+@run_options("edits")
+@device_option
+@friendly
+def edit_facednerf(model: Path, photos: tuple[Path, ...], **options: Any) -> None:
+    """Change the heads of PHOTOS as a prompt says, and their light with --light.
+
+    Each photo and prompt gets a folder in --out, with the files of invert_eg3d. Ctrl-C saves; the same command with
+    --resume goes on.
+    """
+    lit = options["light"] is not None or options["light_of"] is not None
+    _on_photos("edit_facednerf", model, photos, "edit_and_relight" if lit else "edit", options)
+
+
+@click.command("relight_facednerf", cls=OneLineCommand)
+@model_argument
+@PHOTOS
+@source_options
+@light_options
+@method_options(side=True)
+@COMPARE
+@run_options("relit")
+@device_option
+@friendly
+def relight_facednerf(model: Path, photos: tuple[Path, ...], **options: Any) -> None:
+    """Put the heads of PHOTOS under another light: --light or --light-of.
+
+    Each photo and light gets a folder in --out, with the files of invert_eg3d. Ctrl-C saves; the same command with
+    --resume goes on.
+    """
+    from facelab.errors import UserError
+
+    if options["light"] is None and options["light_of"] is None:
+        raise UserError("no light: expected --light (right, left, below, top_right, a file ...) or --light-of PHOTO")
+    _on_photos("relight_facednerf", model, photos, "relight", options)
+
+
+@click.command("generate_facednerf", cls=OneLineCommand)
+@model_argument
+@click.option("--prompt", required=True, help="What the head should be: 'a smiling old man'.")
+@click.option(
+    "--seeds",
+    default="0",
+    show_default=True,
+    callback=lambda _c, _p, value: parse_seeds(value),
+    help="A head for each, for example 0,3,8-11.",
+)
+@click.option("--from-average", is_flag=True, help="Start from the average head instead of a random one.")
+@text_options
+@light_options
+@method_options(side=True)
+@run_options("generated")
+@device_option
+@friendly
+def generate_facednerf(model: Path, seeds: list[int], from_average: bool, **options: Any) -> None:
+    """Make heads from a prompt (and a light) alone.
+
+    Each seed gets a folder in --out, with the files of invert_eg3d. Ctrl-C saves; the same command with --resume goes
+    on.
+    """
+    from facelab.cli import facednerf_run as runs
+    from facelab.cli.facednerf_results import told, write_result
+
+    options.pop("seed")
+    options.pop("batch")
+    resume = options.pop("resume")
+    run = _prepare("generate_facednerf", model, "generate", options, {"from_average": from_average}, photo=False)
+    names = [f"{slug(run.task)}-{seed}" for seed in seeds]
+    jobs = runs.open_seeds(run, seeds, names, resume)
+
+    def finish(job: runs.Job, found: runs.Found) -> None:
+        write_result(run, job, found)
+        click.echo(told(job))
+
+    runs.run_seeds(run, jobs, from_average, finish)
+
+
+# ---------------------------------------------------------------- shared
+
+
+def _on_photos(command: str, model: Path, given: Sequence[Path], preset: str, options: dict[str, Any]) -> None:
+    """A command that takes photos, from its options to the last file."""
+    from facelab.cli import facednerf_run as runs
+    from facelab.cli.common import pick_device
+    from facelab.cli.facednerf_results import told, write_result
+    from facelab.cli.photo_input import lazy_detector, list_photos
+    from facelab.cli.portraits import PortraitChoices, camera_of, take_portrait
+
+    photos = list_photos(given)
+    camera = options.pop("camera")
+    cameras = {photo: camera_of(camera, photo, photos) for photo in photos}
+    sources = {name: options.pop(name) for name in ("detector", "landmarks", "detector_weights")}
+    aligned, face, force = (options.pop(name) for name in ("aligned", "face", "force"))
+    batch, resume, compare = options.pop("batch"), options.pop("resume"), options.pop("compare", False)
+    device = options["device"]
+    run = _prepare(command, model, preset, options, {"compare": compare}, photo=True)
+    view = run.face.view
+    choices = PortraitChoices(run.side, view.radius, view.pivot, aligned, face, force)
+    detector = lazy_detector(sources, pick_device(device))
+    ending = slug(run.task)
+    names = [f"{photo.stem}-{ending}" if ending else photo.stem for photo in photos]
+    jobs = runs.open_photos(
+        run, photos, names, lambda photo: take_portrait(photo, choices, detector, cameras[photo]), resume
+    )
+    compared = runs.reconstructions(run, jobs, batch) if compare else {}
+
+    def finish(job: runs.Job, found: runs.Found) -> None:
+        write_result(run, job, found, compared.get(job.name))
+        click.echo(told(job))
+
+    runs.run_photos(run, jobs, batch, finish)
+
+
+def _prepare(command: str, model: Path, preset: str, options: dict[str, Any], task: dict[str, Any], photo: bool) -> Run:
+    """Everything but the photos. UserError for what cannot be, before anything is computed."""
+    from facelab.cli import facednerf_nets as nets
+    from facelab.cli.common import open_model, pick_device
+    from facelab.cli.facednerf_run import Outputs, Run
+    from facelab.errors import UserError
+    from facelab.lighting import PRESETS
+    from facelab.methods.facednerf.editing import light_goal
+    from facelab.methods.facednerf.model import Model
+
+    prompt = options.get("prompt")
+    if prompt is not None and not prompt.strip():
+        raise UserError("the prompt is empty: expected a description such as --prompt 'a man with a beard'")
+    device = pick_device(options.pop("device"))
+    outputs = Outputs(
+        *(options.pop(name) for name in ("out", "save_every", "picture_every", "video_frames")),
+        progress=not options.pop("quiet"),
+    )
+    light, light_of = options.pop("light", None), options.pop("light_of", None)
+    if device == "cpu" and not options.get("diffusion_device") and "diffusion_precision" in options:
+        options["diffusion_precision"] = options["diffusion_precision"] or "fp32"
+    config = settings_of(options, preset)
+    wanted = nets.wanted_light(light, light_of, options.get("light_network"), config.light_norm)
+    goal = light_goal(light if light in PRESETS else wanted, config)
+    face = open_model(model, device, options.pop("weights"))
+    Model.of(face)  # says so of another method's model
+    told = {**task, "prompt": prompt, "negative": options.get("negative"), "light": light}
+    told["light_of"] = None if light_of is None else str(light_of.resolve())
+    told["light_numbers"] = None if wanted is None else [round(float(value), 6) for value in wanted]
+    judges = nets.make_judges(options, config, device, photo)
+    for note in judges.notes:
+        click.echo(note, err=True)
+    where = str(model.resolve() if model.exists() else model)
+    kept = {name: value for name, value in told.items() if value not in (None, "", False)}
+    return Run(command, face, where, judges.config, judges, wanted, goal, kept, outputs)
+
+
+def slug(task: dict[str, Any]) -> str:
+    """A name for a folder from prompt and light: letters, digits and dashes.
+
+    >>> slug({"prompt": "A man's  short, blue hair", "light": "right"})
+    'a-man-s-short-blue-hair-right'
+    """
+    words = [task.get("prompt") or ""]
+    if task.get("light"):
+        name = str(task["light"])
+        words.append(Path(name).stem if re.fullmatch(r"[\w./-]+", name) else "light")
+    elif task.get("light_of"):
+        words.append(f"light of {Path(task['light_of']).stem}")
+    return "-".join(
+        part
+        for part in (re.sub(r"[^a-z0-9]+", "-", word.lower()).strip("-")[:SLUG].rstrip("-") for word in words)
+        if part
+    )

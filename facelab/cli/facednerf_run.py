@@ -1,0 +1,372 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What invert_eg3d and FaceDNeRF's commands do: a session for each head, both stages, pictures along the way."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from torch import Tensor
+
+from facelab.api import FaceModel
+from facelab.cameras import Camera
+from facelab.cli.facednerf_nets import Judges
+from facelab.cli.photo_sessions import EVERY, begun_before, expect_side
+from facelab.cli.portraits import Portrait
+from facelab.config import to_dict
+from facelab.errors import Interrupted, UserError
+from facelab.files import make_folder
+from facelab.inference import pictures as pic
+from facelab.inversion import session as files
+from facelab.inversion.loop import STEP
+from facelab.inversion.problem import Target
+from facelab.inversion.session import Session
+from facelab.methods.facednerf import editing
+from facelab.methods.facednerf.config import FaceDNeRFConfig
+from facelab.methods.facednerf.course import Control, Step
+from facelab.methods.facednerf.editing import Edited
+from facelab.methods.facednerf.model import Model
+from facelab.methods.facednerf.terms import LightGoal
+from facelab.progress import progress_bar
+from facelab.training.signals import StopRequest
+
+RECONSTRUCTION = "reconstruction"
+STEPS = "steps"  # folder of the pictures along the way
+SAME = ("command", "method", "model_weights", "photo", "task", "settings", "judges")
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What is written, and how often; nothing here changes what is found.
+
+    Attributes:
+        out: gets a folder for each head.
+        save_every: steps between two states.
+        picture_every: steps between two pictures of the way, 0: none.
+        video_frames: 0: no video.
+        progress: draw bars.
+    """
+
+    out: Path
+    save_every: int = 50
+    picture_every: int = 50
+    video_frames: int = 120
+    progress: bool = True
+
+
+@dataclass(frozen=True)
+class Run:
+    """A model with everything that all heads share.
+
+    Attributes:
+        command: name of the command.
+        face: an EG3D model.
+        path: where it came from.
+        config: settings as they are used.
+        judges: networks.
+        light: (9,) world light that is wanted, or None.
+        goal: the same as the procedures take it.
+        task: what was asked for in words (prompt, light ...), plain values.
+        outputs: what is written.
+    """
+
+    command: str
+    face: FaceModel
+    path: str
+    config: FaceDNeRFConfig
+    judges: Judges
+    light: Tensor | None
+    goal: LightGoal | None
+    task: dict[str, Any]
+    outputs: Outputs
+
+    @functools.cached_property
+    def model(self) -> Model:
+        """As the procedures take it."""
+        return Model.of(self.face)
+
+    @property
+    def side(self) -> int:
+        """Pixels a side of the model's pictures."""
+        return self.model.picture_side(self.model.settings(self.config))
+
+    @functools.cached_property
+    def weights(self) -> str:
+        """Names the model's weights."""
+        return files.digest(self.face.state)
+
+    def described(self, photo: str) -> dict[str, Any]:
+        """What a session is begun with."""
+        import facelab
+
+        return {
+            "command": self.command,
+            "facelab": facelab.__version__,
+            "method": self.face.method,
+            "model": self.path,
+            "model_weights": self.weights,
+            "photo": photo,
+            "task": self.task,
+            "settings": dict(_flat(to_dict(self.config))),
+            "judges": self.judges.names,
+        }
+
+
+@dataclass
+class Job:
+    """One head of a run: its folder and what it aims at (None: text alone)."""
+
+    name: str
+    session: Session
+    target: Target | None
+    seed: int | None = None
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Steps made in the two stages; heads that stand at the same place can go on side by side."""
+        return tuple(_step(self.session, name) for name in (files.STATE, files.TUNING))  # type: ignore[return-value]
+
+
+def _step(session: Session, name: str) -> int:
+    state = session.read_state(name)
+    return 0 if state is None else int(state[STEP])
+
+
+def _flat(values: dict[str, Any], start: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested settings by dotted names."""
+    for key, value in values.items():
+        yield from _flat(value, f"{start}{key}.") if isinstance(value, dict) else [(f"{start}{key}", value)]
+
+
+# ---------------------------------------------------------------- sessions
+
+
+def open_photos(
+    run: Run, photos: Sequence[Path], names: Sequence[str], take: Callable[[Path], Portrait], resume: bool
+) -> list[Job]:
+    """Begin or reopen the folder of each photo; all photos are looked at before anything is computed.
+
+    Raises:
+        UserError: a photo that cannot be used, a folder that holds another run (or, without ``resume``, this one), a
+            damaged session.
+    """
+    sessions = {photo: Session(run.outputs.out / name) for photo, name in zip(photos, names, strict=True)}
+    begun = _usable(list(sessions.values()), resume)
+    prepared = {photo: take(photo) for photo, session in sessions.items() if session not in begun}
+    jobs = []
+    for photo, session in sessions.items():
+        described = run.described(str(photo.resolve()))
+        if photo in prepared:
+            found = prepared[photo]
+            for note in found.notes:
+                click.echo(f"{found.name}: {note}", err=True)
+            pic.save_png(session / files.TARGET, found.picture)
+            session.begin({**described, "camera": found.label.tolist(), "notes": list(found.notes)})
+        else:
+            _expect(session, described)
+        jobs.append(Job(photo.stem, session, _target(run, session)))
+    return jobs
+
+
+def open_seeds(run: Run, seeds: Sequence[int], names: Sequence[str], resume: bool) -> list[Job]:
+    """Begin or reopen the folder of each head that has no photo. UserError as :func:`open_photos`."""
+    jobs = [Job(name, Session(run.outputs.out / name), None, seed) for seed, name in zip(seeds, names, strict=True)]
+    begun = _usable([job.session for job in jobs], resume)
+    for job in jobs:
+        described = run.described(f"seed {job.seed}")
+        if job.session in begun:
+            _expect(job.session, described)
+        else:
+            job.session.begin(described)
+    return jobs
+
+
+def _usable(sessions: Sequence[Session], resume: bool) -> list[Session]:
+    """Those that were begun. UserError for folders of something else, or begun ones without ``resume``."""
+    for session in sessions:
+        if not session.begun and session.folder.is_dir() and any(session.folder.iterdir()):
+            raise UserError(f"{session.folder} holds other files and no session of this command; choose another --out")
+    return begun_before(sessions, resume, "a session")
+
+
+def _expect(session: Session, described: dict[str, Any]) -> None:
+    """UserError where a session was begun otherwise.
+
+    What spares memory may change at any time, and the tuning before it has begun.
+    """
+    free = ("memory.",) if (session / files.TUNING).exists() else ("memory.", "tune.")
+    session.expect(described, SAME, [name for name in described["settings"] if name.startswith(free)])
+    before = session.settings()
+    if before["settings"] != described["settings"]:
+        session.begin({**before, "settings": described["settings"]})
+
+
+def _target(run: Run, session: Session) -> Target:
+    """What a session aims at, from its files. UserError where they are damaged."""
+    from facelab.data import reading
+
+    numbers = session.settings().get("camera")
+    try:
+        label = torch.tensor([numbers], dtype=torch.float32)
+        camera = Camera.from_label(label)
+    except (TypeError, ValueError):
+        raise UserError(
+            f"{session / files.SETTINGS}: expected a camera of 25 numbers; choose another output folder"
+        ) from None
+    picture = np.asarray(reading.read_image(session / files.TARGET))
+    expect_side(session / files.TARGET, picture.shape[:2], run.side)
+    image = pic.from_uint8(torch.from_numpy(picture.copy()).permute(2, 0, 1)[None])
+    return Target(image, camera)
+
+
+# ---------------------------------------------------------------- running
+
+
+class Watch:
+    """Follows the steps of a group: bar, curves, pictures, seconds."""
+
+    def __init__(self, run: Run, jobs: Sequence[Job], bar: Any) -> None:
+        self.run, self.jobs, self.bar = run, jobs, bar
+        self.rows: dict[int, list[dict[str, Any]]] = {}
+        self.seconds, self.first = 0.0, True
+
+    def __call__(self, step: Step) -> None:
+        """See :attr:`facelab.methods.facednerf.editing.Control.on_step`."""
+        self.seconds += step.seconds
+        whole = step.step + (self.run.config.codes.steps if step.stage == "tune" else 0)
+        chosen = range(len(self.jobs)) if step.photo is None else [step.photo]
+        last = step.step == step.steps - 1
+        for row, number in enumerate(chosen):
+            curve = self.rows.setdefault(number, self.jobs[number].session.losses(whole))
+            if step.step % EVERY == 0 or last:
+                parts = {name: float(value[row]) for name, value in step.parts.items()}
+                total = float(step.total[row])
+                curve.append({"step": whole, "stage": step.stage, "seconds": step.seconds, "total": total, **parts})
+            every = self.run.outputs.picture_every
+            if every and (step.step % every == 0 or last or self.first):
+                self._pictures(self.jobs[number].session, step, row)
+        self.first = False
+        if whole % self.run.outputs.save_every == 0 or last:
+            self.save()
+        self.bar.set_postfix(stage=step.stage, loss=f"{float(step.total.mean()):.4f}", refresh=False)
+        self.bar.update()
+
+    def save(self) -> None:
+        """Write the curves."""
+        for number, rows in self.rows.items():
+            self.jobs[number].session.save_losses(rows)
+
+    @staticmethod
+    def _pictures(session: Session, step: Step, row: int) -> None:
+        folder = make_folder(session / STEPS)
+        for name, picture in (("front", step.front), ("side", step.side)):
+            if picture is not None and bool(picture[row].isfinite().all()):
+                pic.save_png(folder / f"{name}_{step.stage}_{step.step:05d}.png", pic.to_uint8(picture[row]))
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a run found for one head, and what it took."""
+
+    edited: Edited
+    row: int
+    seconds: float
+    steps: int
+    gigabytes: float | None
+
+
+def run_photos(run: Run, jobs: Sequence[Job], batch: int, finish: Callable[[Job, Found], None]) -> None:
+    """All photos, ``batch`` side by side; those of a group stand at the same place.
+
+    Raises:
+        Interrupted: Ctrl-C; the states are saved.
+    """
+    with StopRequest() as stop:
+        for first in range(0, len(jobs), batch):
+            chunk = jobs[first : first + batch]
+            for place in dict.fromkeys(job.place for job in chunk):
+                group = [job for job in chunk if job.place == place]
+                _run_group(run, group, stop, finish)
+
+
+def reconstructions(run: Run, jobs: Sequence[Job], batch: int) -> dict[str, Tensor]:
+    """The photos as they are, in ``reconstruction/`` of each session: name -> (1, 3, S, S) from the photo's camera."""
+    config = dataclasses.replace(
+        run.config, weights=dataclasses.replace(run.config.weights, text=0.0, clip=0.0, light=0.0)
+    )
+    plain = dataclasses.replace(run, config=config, light=None, goal=None)
+    inner = [Job(job.name, Session(make_folder(job.session / RECONSTRUCTION)), job.target) for job in jobs]
+    fronts: dict[str, Tensor] = {}
+
+    def keep(job: Job, found: Found) -> None:
+        fronts[job.name] = found.edited.front.rgb[found.row : found.row + 1].cpu()
+        pic.save_png(job.session / "front.png", pic.to_uint8(fronts[job.name])[0])
+
+    run_photos(plain, inner, batch, keep)
+    return fronts
+
+
+def run_seeds(run: Run, jobs: Sequence[Job], average: bool, finish: Callable[[Job, Found], None]) -> None:
+    """All heads without a photo, one after the other. Interrupted: Ctrl-C; the states are saved."""
+
+    def procedure(job: Job, control: Control) -> Edited:
+        assert job.seed is not None
+        config = dataclasses.replace(run.config, seed=job.seed)
+        return editing.generate(run.model, config, run.judges.networks, 1, run.goal, control, random_start=not average)
+
+    with StopRequest() as stop:
+        for job in jobs:
+            with _watched(run, [job], stop) as (control, taken):
+                edited = procedure(job, control)
+            finish(job, taken(edited, 0))
+
+
+def _run_group(run: Run, jobs: list[Job], stop: StopRequest, finish: Callable[[Job, Found], None]) -> None:
+    targets = [job.target for job in jobs]
+    target = joined([t for t in targets if t is not None]).to(run.face.device)
+    with _watched(run, jobs, stop) as (control, taken):
+        edited = editing.edit(run.model, target, run.config, run.judges.networks, run.goal, control)
+    for row, job in enumerate(jobs):
+        finish(job, taken(edited, row))
+
+
+@contextmanager
+def _watched(run: Run, jobs: list[Job], stop: StopRequest) -> Iterator[tuple[Control, Callable[[Edited, int], Found]]]:
+    """A :class:`Control` for a group; the curves are written whatever happens."""
+    config, device = run.config, run.face.device
+    name = jobs[0].name if len(jobs) == 1 else f"{len(jobs)} photos"
+    total = config.codes.steps + config.tune.steps * len(jobs)
+    made = sum(jobs[0].place)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    begin = time.perf_counter()
+    with progress_bar(total=total, initial=min(made, total), desc=name, show=run.outputs.progress, leave=False) as bar:
+        watch = Watch(run, jobs, bar)
+        often = run.outputs.save_every
+        control = Control([job.session for job in jobs], often, 2 * often, watch, lambda: bool(stop.requested))
+
+        def taken(edited: Edited, row: int) -> Found:
+            memory = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
+            return Found(edited, row, time.perf_counter() - begin, edited.steps, memory)
+
+        try:
+            yield control, taken
+        except Interrupted as error:
+            text = str(error)
+            raise Interrupted(text if "--resume" in text else f"{name}: {text}; add --resume to go on") from error
+        finally:
+            watch.save()
+
+
+def joined(targets: Sequence[Target]) -> Target:
+    """Targets of several photos as one."""
+    return Target(torch.cat([t.picture for t in targets]), Camera.cat([t.camera for t in targets]))
