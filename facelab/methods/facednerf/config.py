@@ -138,7 +138,7 @@ class ReferenceConfig:
     light_norm: bool = False
     original_centre: bool = False
     all_losses: bool = False
-    half_tuning: bool = False
+    half_precision: bool = False
     weighted_backward: bool = False
     replace_non_finite: bool = False
     bilinear: bool = False
@@ -167,8 +167,9 @@ DEVIATIONS = [
         ("original_centre", "the original's cameras turn around 3.14 / 2; ours around pi / 2"),
         ("all_losses", "the original computes losses whose weight is 0; ours leaves them out"),
         (
-            "half_tuning",
-            "the original tunes with super-resolution in half precision and unscaled gradients; ours as memory says",
+            "half_precision",
+            "the original's super-resolution computes in half precision, also while it is tuned, and gradients are not "
+            "scaled; ours as memory.superresolution says",
         ),
         (
             "weighted_backward",

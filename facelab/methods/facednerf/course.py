@@ -234,7 +234,7 @@ class Course:
             terms = dict(self.terms)
         else:
             terms = make_terms(self.model, target, c, self.networks, self._goal_of(photo))
-        generator: Any = self.model.copy(precision_of(c, tuning=True))
+        generator: Any = self.model.copy(precision_of(c))
         if c.weights.locality:
             local = locality_term(self.model, generator, solution.codes, c, self.networks)
             terms["locality"] = Weighted(c.weights.locality, local)

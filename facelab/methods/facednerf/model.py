@@ -83,9 +83,9 @@ class Model:
         return made
 
 
-def precision_of(config: FaceDNeRFConfig, tuning: bool = False) -> Precision:
+def precision_of(config: FaceDNeRFConfig) -> Precision:
     """How the marked blocks compute (``memory.superresolution``)."""
-    if tuning and config.reference.half_tuning:
+    if config.reference.half_precision:
         return AS_BUILT
     kinds = {"fp32": FULL, "bf16": Precision(torch.bfloat16), "as_built": AS_BUILT}
     return kinds[config.memory.superresolution]
