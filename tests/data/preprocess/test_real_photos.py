@@ -43,3 +43,22 @@ def test_photos_with_points(real_data: Path) -> None:
     photos = sorted(p for p in folder.iterdir() if p.suffix in (".jpg", ".png"))
     found = [prepare_photo(photo, FileLandmarks(folder / "detections")) for photo in photos]
     assert len(found) == 25 and sum(photo.go for photo in found) == 25
+
+
+@pytest.mark.weights
+def test_cameras_of_portraits_from_the_network(real_data: Path, weights_dir: Path, mtcnn) -> None:
+    """The references come from the same network, so little more than another crop lies between the two."""
+    from facelab.data.preprocess import make_camera_estimator
+
+    weights = next(iter(sorted(weights_dir.rglob("epoch_20.pth"))), None)
+    if weights is None:
+        pytest.skip(f"needs Deep3DFaceRecon's epoch_20.pth in {weights_dir}")
+    camera, errors = make_camera_estimator("deep3d", weights=weights), []
+    labels = dict(json.loads((real_data / "eg3d_portraits" / "dataset.json").read_text())["labels"])
+    for name, numbers in labels.items():
+        found = prepare_photo(real_data / "eg3d_portraits" / name, mtcnn, camera=camera)
+        if found.label is not None:
+            angles = [view_angles(np.reshape(label[:16], (4, 4))) for label in (found.label, numbers)]
+            errors.append(np.degrees(np.subtract(*angles)))
+    yaw, pitch, roll = np.median(np.abs(errors), axis=0)
+    assert len(errors) == 18 and yaw < 4 and pitch < 4 and roll < 2
