@@ -91,7 +91,7 @@ def write_tiny_folder(folder: str | Path, seed: int = 0, kind: Kind = "sd", pred
         vae.save_pretrained(folder / "vae")
         for number in range(2 if kind == "sdxl" else 1):
             tail = f"_{number + 1}" if number else ""
-            words = _write_tokenizer(folder / f"tokenizer{tail}")
+            words = write_tokenizer(folder / f"tokenizer{tail}")
             ends = {"bos_token_id": len(words) - 2, "eos_token_id": len(words) - 1, "pad_token_id": len(words) - 1}
             config = transformers.CLIPTextConfig(**TEXT, vocab_size=len(words), projection_dim=POOLED, **ends)
             made = transformers.CLIPTextModelWithProjection if number else transformers.CLIPTextModel
@@ -131,9 +131,9 @@ def _numbers(text: str, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(np.random.Generator(np.random.PCG64(key)).standard_normal(shape).astype(np.float32))
 
 
-def _write_tokenizer(folder: Path) -> dict[str, int]:
+def write_tokenizer(folder: Path) -> dict[str, int]:
     """A CLIP tokenizer without merges: every byte is a token, alone or at the end of a word."""
-    letters = _byte_letters()
+    letters = byte_letters()
     words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     numbers = {word: number for number, word in enumerate(words)}
     _write(folder / "vocab.json", numbers)
@@ -153,7 +153,7 @@ def _write_tokenizer(folder: Path) -> dict[str, int]:
     return numbers
 
 
-def _byte_letters() -> list[str]:
+def byte_letters() -> list[str]:
     """A visible character for each of the 256 bytes: printable Latin-1 for itself, others from U+0100 on."""
     itself = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in itself]
