@@ -138,8 +138,10 @@ def _light(entry: Any, folder: Path, where: str, depth: int) -> Tensor:
             raise UserError(f"{where}: '{key}' does not go with '{form}', which takes {allowed} beside it")
     if form == "sum":
         parts = entry["sum"]
-        if not isinstance(parts, Sequence) or isinstance(parts, str) or not parts or depth >= _DEEPEST:
-            raise UserError(f"{where}: sum expects a list of lights, at most {_DEEPEST} deep, got {parts!r}"[:200])
+        if depth >= _DEEPEST:
+            raise UserError(f"sums of lights may be at most {_DEEPEST} deep; write one list")
+        if not isinstance(parts, Sequence) or isinstance(parts, str) or not parts:
+            raise UserError(f"{where}: sum expects a list of lights, got {parts!r}"[:200])
         lights = [_light(part, folder, f"{where}: sum[{k}]", depth + 1) for k, part in enumerate(parts)]
         return torch.stack(lights).sum(0)
     return _MAKERS[form](entry, folder, where)

@@ -12,14 +12,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from facelab.errors import UserError
 from facelab.lighting.colour import linear
 from facelab.lighting.harmonics import LOBE, basis
 
 READABLE = (".hdr", ".png", ".jpg", ".jpeg", ".webp", ".bmp")
-_SMALL = (128, 256)  # second-order numbers need no more; larger panoramas are averaged down first
+_ROWS = 64  # integrated at once
 
 
 def environment_light(panorama: Tensor, turn: float = 0.0) -> Tensor:
@@ -36,22 +35,23 @@ def environment_light(panorama: Tensor, turn: float = 0.0) -> Tensor:
         raise ValueError(f"a panorama must be float (3, H, W), got {panorama.dtype} {tuple(panorama.shape)}")
     if not bool((panorama.isfinite() & (panorama >= 0)).all()):
         raise ValueError("a panorama must hold finite light, at least 0")
-    light = panorama.double()
-    if light.shape[1] > _SMALL[0] and light.shape[2] > _SMALL[1]:
-        light = F.interpolate(light[None], _SMALL, mode="area")[0]
-    height, width = light.shape[1:]
-    polar = (torch.arange(height, dtype=torch.float64, device=light.device) + 0.5) / height * math.pi
-    around = ((torch.arange(width, dtype=torch.float64, device=light.device) + 0.5) / width - 0.5) * 2 * math.pi + turn
-    polar, around = torch.meshgrid(polar, around, indexing="ij")
-    directions = torch.stack(
-        [polar.sin() * around.sin(), polar.cos().expand_as(around), -polar.sin() * around.cos()], dim=-1
-    )
-    edges = (torch.arange(height + 1, dtype=torch.float64, device=light.device) / height * math.pi).cos()
-    area = (edges[:-1] - edges[1:])[:, None] * (2 * math.pi / width)
-    by_order = torch.tensor([LOBE[0]] + [LOBE[1]] * 3 + [LOBE[2]] * 5, dtype=torch.float64, device=light.device)
-    return (by_order[:, None] * torch.einsum("hwk,hw,chw->kc", basis(directions), area.expand_as(around), light))[
-        None
-    ].float()
+    height, width = panorama.shape[1:]
+    numbers = torch.zeros(9, 3, dtype=torch.float64, device=panorama.device)
+    around = ((_steps(width, panorama) + 0.5) / width - 0.5) * 2 * math.pi + turn
+    edges = torch.arange(height + 1, dtype=torch.float64, device=panorama.device) / height * math.pi
+    for rows in _steps(height, panorama).long().split(_ROWS):
+        polar = (edges[rows] + edges[rows + 1])[:, None] / 2
+        directions = torch.stack(
+            [polar.sin() * around.sin(), polar.cos().expand(-1, width), -polar.sin() * around.cos()], dim=-1
+        )
+        area = (edges[rows].cos() - edges[rows + 1].cos()) * (2 * math.pi / width)
+        numbers += torch.einsum("hwk,h,chw->kc", basis(directions), area, panorama[:, rows].double())
+    by_order = torch.tensor([LOBE[0]] + [LOBE[1]] * 3 + [LOBE[2]] * 5, dtype=torch.float64, device=panorama.device)
+    return (by_order[:, None] * numbers)[None].float()
+
+
+def _steps(count: int, like: Tensor) -> Tensor:
+    return torch.arange(count, dtype=torch.float64, device=like.device)
 
 
 def read_panorama(path: str | Path) -> Tensor:

@@ -28,6 +28,16 @@ LIGHT = 27  # channels at the bottom that carry the light
 HIDDEN = 128
 SIDE = 512  # pixels a side that DPR was trained on
 HALVINGS = 4
+_UNREADABLE = (
+    OSError,
+    RuntimeError,
+    pickle.UnpicklingError,
+    EOFError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+)
 EXPECTED = "expected DPR's trained_model_03.t7"
 
 
@@ -265,14 +275,14 @@ def _nested(depth: int) -> str:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, KeyError,
-            IndexError) as error:  # fmt: skip
+    except (*_UNREADABLE, SafetensorError) as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{path}: not a file of tensors ({reason}); {EXPECTED}") from error
     tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
