@@ -4,8 +4,9 @@ light (FaceDNeRF, arXiv 2306.00783)."""
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from facelab.cli.photo_input import PATH
 if TYPE_CHECKING:
     from facelab.cli.facednerf_run import Run
 
+LAMP_SIDE = 512  # pixels of the photo of --light-of
 SLUG = 40  # letters of a prompt in the name of a folder
 PHOTOS = click.argument("photos", nargs=-1, required=True, type=PATH)
 COMPARE = click.option(
@@ -109,7 +111,7 @@ def relight_facednerf(model: Path, photos: tuple[Path, ...], **options: Any) -> 
 @text_options
 @light_options
 @method_options(side=True)
-@run_options("generated")
+@run_options("generated", photos=False)
 @device_option
 @friendly
 def generate_facednerf(model: Path, seeds: list[int], from_average: bool, **options: Any) -> None:
@@ -121,10 +123,8 @@ def generate_facednerf(model: Path, seeds: list[int], from_average: bool, **opti
     from facelab.cli import facednerf_run as runs
     from facelab.cli.facednerf_results import told, write_result
 
-    options.pop("seed")
-    options.pop("batch")
-    resume = options.pop("resume")
-    run = _prepare("generate_facednerf", model, "generate", options, {"from_average": from_average}, photo=False)
+    resume, task = options.pop("resume"), {"from_average": from_average}
+    run = _prepare("generate_facednerf", model, "generate", options, task, _portrait_as_it_is, photo=False)
     names = [f"{slug(run.task)}-{seed}" for seed in seeds]
     jobs = runs.open_seeds(run, seeds, names, resume)
 
@@ -144,7 +144,7 @@ def _on_photos(command: str, model: Path, given: Sequence[Path], preset: str, op
     from facelab.cli.common import pick_device
     from facelab.cli.facednerf_results import told, write_result
     from facelab.cli.photo_input import lazy_detector, list_photos
-    from facelab.cli.portraits import PortraitChoices, camera_of, take_portrait
+    from facelab.cli.portraits import Portrait, PortraitChoices, camera_of, take_portrait
 
     photos = list_photos(given)
     camera = options.pop("camera")
@@ -152,16 +152,26 @@ def _on_photos(command: str, model: Path, given: Sequence[Path], preset: str, op
     sources = {name: options.pop(name) for name in ("detector", "landmarks", "detector_weights")}
     aligned, face, force = (options.pop(name) for name in ("aligned", "face", "force"))
     batch, resume, compare = options.pop("batch"), options.pop("resume"), options.pop("compare", False)
-    device = options["device"]
-    run = _prepare(command, model, preset, options, {"compare": compare}, photo=True)
+    detector = lazy_detector(sources, pick_device(options["device"]))
+
+    def lamp(path: Path) -> tuple[Any, Any]:
+        seen_as = PortraitChoices(LAMP_SIDE, aligned=aligned, force=True)
+        taken = take_portrait(path, seen_as, detector, camera_of(None, path, [path]))
+        return taken.picture, taken.label
+
+    run = _prepare(command, model, preset, options, {"compare": compare}, lamp)
     view = run.face.view
     choices = PortraitChoices(run.side, view.radius, view.pivot, aligned, face, force)
-    detector = lazy_detector(sources, pick_device(device))
+
+    def take(photo: Path) -> Portrait:
+        taken = take_portrait(photo, choices, detector, cameras[photo])
+        beside = camera is None and cameras[photo] is not None
+        note = "note: its camera lies beside it, so it counts as a crop; --camera face finds both anew"
+        return dataclasses.replace(taken, notes=(note, *taken.notes)) if beside else taken
+
     ending = slug(run.task)
     names = [f"{photo.stem}-{ending}" if ending else photo.stem for photo in photos]
-    jobs = runs.open_photos(
-        run, photos, names, lambda photo: take_portrait(photo, choices, detector, cameras[photo]), resume
-    )
+    jobs = runs.open_photos(run, photos, names, take, resume)
     compared = runs.reconstructions(run, jobs, batch) if compare else {}
 
     def finish(job: runs.Job, found: runs.Found) -> None:
@@ -171,8 +181,24 @@ def _on_photos(command: str, model: Path, given: Sequence[Path], preset: str, op
     runs.run_photos(run, jobs, batch, finish)
 
 
-def _prepare(command: str, model: Path, preset: str, options: dict[str, Any], task: dict[str, Any], photo: bool) -> Run:
-    """Everything but the photos. UserError for what cannot be, before anything is computed."""
+def _prepare(
+    command: str,
+    model: Path,
+    preset: str,
+    options: dict[str, Any],
+    task: dict[str, Any],
+    take: Callable[[Path], tuple[Any, Any]],
+    photo: bool = True,
+) -> Run:
+    """Everything but the photos.
+
+    Args:
+        take: gives the picture and the camera label (or None) of ``--light-of``.
+        photo: whether there are any.
+
+    Raises:
+        UserError: for what cannot be, before anything is computed.
+    """
     from facelab.cli import facednerf_nets as nets
     from facelab.cli.common import open_model, pick_device
     from facelab.cli.facednerf_run import Outputs, Run
@@ -185,27 +211,50 @@ def _prepare(command: str, model: Path, preset: str, options: dict[str, Any], ta
     if prompt is not None and not prompt.strip():
         raise UserError("the prompt is empty: expected a description such as --prompt 'a man with a beard'")
     device = pick_device(options.pop("device"))
-    outputs = Outputs(
-        *(options.pop(name) for name in ("out", "save_every", "picture_every", "video_frames")),
-        progress=not options.pop("quiet"),
-    )
-    light, light_of = options.pop("light", None), options.pop("light_of", None)
+    names = ("out", "save_every", "picture_every", "video_frames")
+    outputs = Outputs(*(options.pop(name) for name in names), progress=not options.pop("quiet"))
     if device == "cpu" and not options.get("diffusion_device") and "diffusion_precision" in options:
         options["diffusion_precision"] = options["diffusion_precision"] or "fp32"
     config = settings_of(options, preset)
-    wanted = nets.wanted_light(light, light_of, options.get("light_network"), config.light_norm)
+    light, wanted, told = _wanted_light(options, config, take)
+    told |= {**task, "prompt": prompt, "negative": options.get("negative")}
     goal = light_goal(light if light in PRESETS else wanted, config)
     face = open_model(model, device, options.pop("weights"))
     Model.of(face)  # says so of another method's model
-    told = {**task, "prompt": prompt, "negative": options.get("negative"), "light": light}
-    told["light_of"] = None if light_of is None else str(light_of.resolve())
-    told["light_numbers"] = None if wanted is None else [round(float(value), 6) for value in wanted]
-    judges = nets.make_judges(options, config, device, photo)
+    judges = nets.make_judges(options, config, device, photo, wanted is not None)
     for note in judges.notes:
         click.echo(note, err=True)
     where = str(model.resolve() if model.exists() else model)
     kept = {name: value for name, value in told.items() if value not in (None, "", False)}
     return Run(command, face, where, judges.config, judges, wanted, goal, kept, outputs)
+
+
+def _wanted_light(
+    options: dict[str, Any], config: Any, take: Callable[[Path], tuple[Any, Any]]
+) -> tuple[str | None, Any, dict[str, Any]]:
+    """Text of ``--light``, the (9,) world light of it or of ``--light-of`` (or None), and both in words."""
+    from facelab.cli.facednerf_nets import light_in_picture
+    from facelab.errors import UserError
+    from facelab.lighting import light_from_text
+
+    light, light_of = options.pop("light", None), options.pop("light_of", None)
+    if light is not None and light_of is not None:
+        raise UserError("--light and --light-of are two lights, expected one of them; drop one")
+    wanted = None if light is None else light_from_text(light)
+    if light_of is not None:
+        wanted = light_in_picture(*take(light_of), options["light_network"], config.light_norm)
+    told = {"light": light, "light_of": None if light_of is None else str(light_of.resolve())}
+    return light, wanted, {**told, "light_numbers": None if wanted is None else [round(float(v), 6) for v in wanted]}
+
+
+def _portrait_as_it_is(path: Path) -> tuple[Any, Any]:
+    """The picture of a crop and the camera beside it, or None."""
+    import numpy as np
+
+    from facelab.cli.portraits import camera_of
+    from facelab.data.preprocess.doctor import open_photo
+
+    return np.array(open_photo(path)), camera_of(None, path, [path])
 
 
 def slug(task: dict[str, Any]) -> str:

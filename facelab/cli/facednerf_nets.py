@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from facelab import assets
@@ -43,16 +45,17 @@ class Judges:
     notes: tuple[str, ...] = ()
 
 
-def make_judges(options: dict[str, Any], config: FaceDNeRFConfig, device: str, photo: bool) -> Judges:
+def make_judges(options: dict[str, Any], config: FaceDNeRFConfig, device: str, photo: bool, light: bool) -> Judges:
     """The networks that a run needs; its options are taken out of ``options``.
 
     Args:
         options: of the command line; those of text and light may be missing.
         config: decides which networks are needed.
         photo: whether there is one: losses of the front view need it.
+        light: whether one is wanted.
 
     Raises:
-        UserError: a file that is missing or another network, an empty prompt, a prompt that nobody judges.
+        UserError: a file that is missing or another network, a prompt or a light that nobody judges.
     """
     found: dict[str, Any] = {}
     names: dict[str, str] = {}
@@ -62,6 +65,7 @@ def make_judges(options: dict[str, Any], config: FaceDNeRFConfig, device: str, p
         config = _weights(config, clip=1.0)
     if o["clip"] is not None and o["diffusion"] is None and not o["demo_diffusion"]:
         config = _weights(config, text=0.0)  # CLIP alone
+    require_effect(config, bool(o["prompt"]), light)
     weights = config.active
     if photo:
         net = load_perceptual(o["perceptual"]).to(device)
@@ -71,7 +75,9 @@ def make_judges(options: dict[str, Any], config: FaceDNeRFConfig, device: str, p
     if photo and weights.identity:
         found["identity"], names["identity"] = _identity(o["identity"], device)
         if found["identity"] is None:
-            notes.append(f"no ArcFace file: the person is not compared; see 'weights.py show {ARCFACE}' or --identity")
+            notes.append(
+                f"no ArcFace file: the person is not compared; give one with --identity (weights.py list {ARCFACE})"
+            )
             config = _weights(config, identity=0.0)
     if weights.text:
         found["text"], names["text"] = _guidance(o, config, device)
@@ -152,36 +158,36 @@ def load_light_judge(choice: str, norm: Norm, device: str) -> tuple[LightEstimat
     return estimator.to(device), name
 
 
-def wanted_light(light: str | None, light_of: Path | None, network: str | None, norm: Norm) -> Tensor | None:
-    """(9,) world light of ``--light`` or ``--light-of``; None for neither.
+def light_in_picture(picture: NDArray[np.uint8], label: NDArray[np.float64] | None, choice: str, norm: Norm) -> Tensor:
+    """(9,) world light that the estimator sees in a portrait framed as EG3D's crops.
 
-    Raises:
-        UserError: both, a light that cannot be read, no photo.
-    """
-    from facelab.lighting import light_from_text
-
-    if light is not None and light_of is not None:
-        raise UserError("--light and --light-of are two lights, expected one of them; drop one")
-    if light is not None:
-        return light_from_text(light)
-    return None if light_of is None else light_of_photo(light_of, network or AUTO, norm)
-
-
-def light_of_photo(path: Path, choice: str, norm: Norm) -> Tensor:
-    """(9,) world light in a portrait framed as EG3D's crops, as the estimator sees it.
-
-    With a camera beside it (see :func:`facelab.cli.portraits.camera_of`) the light stays with the head, else the photo
-    counts as seen from the front. Other arguments: see :func:`load_light_judge`. UserError: no picture.
+    Args:
+        picture: (S, S, 3) uint8.
+        label: (25,) its camera, so that the light stays with the head; None: seen from the front.
+        choice, norm: see :func:`load_light_judge`.
     """
     from facelab.cameras import Camera
-    from facelab.cli.portraits import camera_of
-    from facelab.inference.pictures import from_uint8, read_picture
+    from facelab.inference.pictures import from_uint8
     from facelab.lighting import from_dpr
     from facelab.losses.lighting import light_in
 
-    picture = from_uint8(read_picture(path))[None]
     estimator, _ = load_light_judge(choice, norm, "cpu")
-    label = camera_of(None, path, [path])
-    seen_from = None if label is None else Camera.from_label(torch.from_numpy(label).float()[None])
+    camera = None if label is None else Camera.from_label(torch.from_numpy(label).float()[None])
     with torch.no_grad():
-        return from_dpr(light_in(estimator, picture), seen_from)[0]
+        return from_dpr(light_in(estimator, from_uint8(torch.tensor(picture).permute(2, 0, 1)[None])), camera)[0]
+
+
+def require_effect(config: FaceDNeRFConfig, prompt: bool, light: bool) -> None:
+    """UserError for a prompt or a light that no loss looks at."""
+    weights, active = config.weights, config.active
+    if light and not active.light:
+        if weights.light:
+            raise UserError(
+                f"the light is judged by a network for human faces, expected domain faces, got {config.domain}; drop the "
+                "light"
+            )
+        raise UserError("a light was given, but weights.light is 0, so nothing looks at it; give --light-weight")
+    if prompt and not (active.text or active.clip):
+        raise UserError(
+            "a prompt was given, but weights.text and weights.clip are 0, so nothing reads it; give --text-weight"
+        )

@@ -38,8 +38,8 @@ WEIGHT = click.FloatRange(0)
 def source_options(function: Command) -> Command:
     """Photos and how they are taken in."""
     camera = (
-        "Camera of a crop: 25 numbers, a file (.npy, .json, .txt), a dataset.json or a folder of them. "
-        "[default: NAME.npy or dataset.json beside the photo, else from the face]"
+        "Camera of a crop: 25 numbers, a file (.npy, .json, .txt), a dataset.json or a folder of them; face: found anew. "
+        "[default: NAME.npy or dataset.json beside the photo, else face]"
     )
     return photo_options(camera, "PHOTOs without a camera are EG3D's crops, too: their cameras come from the face.")(
         function
@@ -145,13 +145,12 @@ def light_options(function: Command) -> Command:
     return with_options(function, options)
 
 
-def run_options(out: str) -> Any:
+def run_options(out: str, photos: bool = True) -> Any:
     """Folders, speed, memory, what is written."""
-    options = (
+    options = [
         click.option("--out", type=PATH, default=Path(out), show_default=True, help="Gets a folder per head."),
         click.option("--resume", is_flag=True, help="Go on where the folders stand; the same options, please."),
-        click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Heads side by side."),
-        click.option("--seed", type=int, default=None, help="Of side views, depths and perturbations."),
+        *(_group_options() if photos else ()),
         click.option(
             "--image-size",
             type=click.IntRange(1),
@@ -183,8 +182,15 @@ def run_options(out: str) -> Any:
         click.option("--video-frames", type=click.IntRange(0), default=120, show_default=True, help="0: no video."),
         click.option("--weights", default=None, help="ema or generator. [default: ema]"),
         click.option("--quiet", is_flag=True, help="No progress bar."),
-    )
+    ]
     return lambda function: with_options(function, options)
+
+
+def _group_options() -> list[Any]:
+    return [
+        click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Photos side by side."),
+        click.option("--seed", type=int, default=None, help="Of side views, depths and perturbations."),
+    ]
 
 
 def settings_of(options: dict[str, Any], preset: str) -> Any:

@@ -22,6 +22,7 @@ from facelab.data.preprocess.faces import FaceDetector
 from facelab.errors import UserError
 
 DATASET = "dataset.json"
+FACE = "face"  # --camera: never from a file
 NUMBERS = 25
 NEAR_RADIUS, FAR_RADIUS = 0.03, 0.25  # relative distance from the model's radius: worth a word, refused
 SKEW = 1e-2  # largest entry of R R^T - 1 that is a rotation still
@@ -133,17 +134,19 @@ def check_camera(label: Label, origin: str, choices: PortraitChoices) -> list[st
 
 
 def camera_of(given: str | None, photo: Path, photos: Sequence[Path]) -> Label | None:
-    """The camera of a photo, (25,) float64; None where none was given and none lies beside it.
+    """The camera of a crop, (25,) float64; None where none was given and none lies beside it.
 
     Args:
         given: ``--camera``: 25 numbers with commas, a camera file, a ``dataset.json``, or a folder with ``NAME.npy`` (or
-            ``.json``, ``.txt``) or a ``dataset.json``.
+            ``.json``, ``.txt``) or a ``dataset.json``; ``face``: none, it is to be found.
 
     Raises:
         UserError: no such file, another number of numbers, no entry for the photo, one camera for several photos.
     """
     if given is None:
         return _beside(photo)
+    if given == FACE:
+        return None
     if given.count(",") > 2:  # no file is called so
         if len(photos) > 1:
             raise UserError(f"--camera holds one camera for {len(photos)} photos, expected a folder or {DATASET}")

@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 
 from facelab.cli.convert import convert_checkpoint
 from facelab.cli.edit_cnerf import edit_cnerf
+from facelab.cli.facednerf import edit_facednerf, generate_facednerf, invert_eg3d, relight_facednerf
 from facelab.cli.render import extract_mesh, render_images, render_video
 from facelab.cli.train import train_command
 from tests.conftest import CHECKOUT
@@ -29,6 +30,10 @@ COMMANDS: dict[str, click.Command] = {
     "render_video": render_video,
     "extract_mesh": extract_mesh,
     "edit_cnerf": edit_cnerf,
+    "invert_eg3d": invert_eg3d,
+    "edit_facednerf": edit_facednerf,
+    "relight_facednerf": relight_facednerf,
+    "generate_facednerf": generate_facednerf,
     "convert_checkpoint": convert_checkpoint,
 }
 QUIET = ("--device", "cpu", "--set", "log.progress=false", "--set", "log.samples_every=0")
