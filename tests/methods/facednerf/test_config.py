@@ -68,7 +68,7 @@ def test_domains_switch_off_what_means_nothing_there(domain: str, off: tuple[str
     ],
 )
 def test_values_that_cannot_be_are_refused(override: str) -> None:
-    with pytest.raises(UserError, match="must|need 0|number"):
+    with pytest.raises(UserError, match="must|need 0|expects"):
         load_config(FaceDNeRFConfig, overrides=[override])
 
 
