@@ -22,7 +22,8 @@ from facelab.errors import UserError
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 DEVIATION = (0.26862954, 0.26130258, 0.27577711)
-HEAD_WIDTH = 64  # of every published model
+HEAD_WIDTH = 64  # of the attention, in the published models
+HEADS = {1280: 16, 1408: 16, 1664: 16}  # but for the picture towers of H/14, g/14 and bigG/14, by width
 Activation = Literal["gelu", "quick_gelu"]
 
 
@@ -59,7 +60,7 @@ class ClipVision(nn.Module):
         heads: int | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.side, heads = side, heads or max(width // HEAD_WIDTH, 1)
+        self.side, heads = side, heads or HEADS.get(width) or max(width // HEAD_WIDTH, 1)
         self.patches = nn.Conv2d(3, width, patch, patch, bias=False)
         self.summary = nn.Parameter(torch.zeros(width))
         self.places = nn.Parameter(torch.zeros((side // patch) ** 2 + 1, width))
@@ -126,7 +127,7 @@ def vision_from_published(
     Args:
         tensors: open_clip's or transformers' names; other tensors may be among them.
         activation: None: what :func:`likely_activation` says.
-        heads: of the attention; None: width / 64.
+        heads: of the attention; None: as in the published models of that width.
 
     Raises:
         UserError: a tensor is missing or of a shape that fits no CLIP.
