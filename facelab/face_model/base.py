@@ -68,8 +68,12 @@ class LinearHeadModel:
 
     def albedo(self, coefficients: Tensor) -> Tensor:
         """(N, A) coefficients -> (N, V, 3) RGB, clamped to 0..1. ValueError on another width."""
+        return self.linear_albedo(coefficients).clamp(0, 1)
+
+    def linear_albedo(self, coefficients: Tensor) -> Tensor:
+        """The same, not clamped."""
         colour = self.mean_albedo.reshape(1, -1) + _combine(coefficients, self.albedo_basis, "albedo")
-        return colour.view(-1, *self.mean_albedo.shape).clamp(0, 1)
+        return colour.view(-1, *self.mean_albedo.shape)
 
     def landmark_positions(self, vertices: Tensor) -> Tensor:
         """(N, V, 3) -> (N, 68, 3)."""

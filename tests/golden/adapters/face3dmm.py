@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The 3DMM tools of Deep3DFaceRecon: regression network with published names passed through our loader, alignment."""
+"""The 3DMM tools of Deep3DFaceRecon: regression network with published names passed through our loader,
+alignment, the face model."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ import torch
 from PIL import Image
 
 from facelab.data.preprocess.alignment import FaceAlignment, align_face, fixed_crop
-from facelab.face_model.bfm import alignment_points
+from facelab.face_model import bfm
 from facelab.nn.pretrained.face_reconstruction import published_shapes, regressor_from_published
 
 from ..harness import Arrays, Meta, case_weights
@@ -37,7 +38,7 @@ def align(meta: Meta, arrays: Arrays) -> dict[str, np.ndarray]:
     found = align_face(photo, points, *how)
     return {
         "out_params": parameters(found),
-        "out_params5": parameters(align_face(photo, alignment_points(points), *how)),
+        "out_params5": parameters(align_face(photo, bfm.alignment_points(points), *how)),
         "out_image": np.array(found.picture),
         "out_lm": found.carry(points),
     }
@@ -54,4 +55,28 @@ def generated_crop(meta: Meta, arrays: Arrays) -> Arrays:
     return {"out_img": fixed_crop(arrays["in_img"], case["s"], tuple(case["t"]), case["target"])}
 
 
-ADAPTERS = {"cgof/recon_net": recon_net, "cgof/align": align, "cgof/fixed_crop": generated_crop}
+def face3dmm_forward(meta: Meta, arrays: Arrays) -> Arrays:
+    """Model file, coefficients -> shape, normals, camera, colours, landmarks."""
+    case = meta["config"]
+    file = {name.removeprefix("model_"): values.numpy() for name, values in arrays.items() if name != "in_coeffs"}
+    model = bfm.BaselFace.from_arrays(file, case["recenter"])
+    found = bfm.FaceCoefficients.split(arrays["in_coeffs"])
+    shape = model.vertices(found.identity, found.expression)
+    placed = bfm.to_camera(shape, found.angle, found.translation, case["camera_distance"])
+    return {
+        "out_shape": shape,
+        "out_normals": model.normals(shape),
+        "out_rotation": bfm.face_rotation(found.angle),
+        "out_vertices_cam": placed,
+        "out_texture": model.linear_albedo(found.albedo),
+        "out_color": model.shaded(found, case["init_lit"]),
+        "out_landmarks": bfm.project(model.landmark_positions(placed), case["focal"], case["center"]),
+    }
+
+
+ADAPTERS = {
+    "cgof/align": align,
+    "cgof/face3dmm_forward": face3dmm_forward,
+    "cgof/fixed_crop": generated_crop,
+    "cgof/recon_net": recon_net,
+}
