@@ -25,6 +25,23 @@ def test_measured_numbers() -> None:
             assert all(abs(a - b) <= 0.051 for a, b in zip(stated, expected, strict=True)), (key, axis)
 
 
+def test_measured_alignment() -> None:
+    path = CHECKOUT / "tests" / "benchmarks" / "results" / "deep3d_camera.json"
+    found = json.loads(path.read_text(encoding="utf-8"))
+    place = found["alignment_of_our_standard_points"]
+    numbers = re.search(
+        r"on (\d+) photographs the\s+scale by ([\d.]+) % \(standard deviation ([\d.]+) %\), the place by at most "
+        r"([\d.]+) of 224",
+        TEXT,
+    )
+    assert numbers is not None
+    stated = [float(number) for number in numbers.groups()]
+    scale = [100 * abs(place["scale_mean"] - 1), 100 * place["scale_std"]]
+    expected = [found["photos"], *scale, place["shift_pixels_worst"]]
+    assert all(abs(a - b) <= 0.051 for a, b in zip(stated, expected, strict=True))
+    assert found["weights"] == "random" and "was not measured" in TEXT
+
+
 def test_limits() -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", TEXT, flags=re.MULTILINE))
     limits = Limits()
@@ -38,6 +55,7 @@ def test_limits() -> None:
         "cut_off": (100 * limits.refuse_outside, 100 * limits.warn_outside),
         "unsteady": (100 * limits.refuse_wander, 100 * limits.warn_wander),
         "blurred": (limits.refuse_contrast, limits.warn_contrast),
+        "disagreement": (limits.refuse_disagree, limits.warn_disagree),
     }
     for name, pair in stated.items():
         assert [float(n) for n in re.findall(r"\d+(?:\.\d+)?", rows[name])] == list(pair), name
