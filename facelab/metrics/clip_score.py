@@ -23,7 +23,7 @@ from facelab.errors import UserError
 from facelab.metrics.evaluate import HeadChunk, Tick
 from facelab.metrics.features import read_tensor_file
 from facelab.nn.pretrained.clip import Activation, ClipText, ClipVision, text_from_published, vision_from_published
-from facelab.nn.pretrained.diffusion import _package, _quiet
+from facelab.nn.pretrained.text_packages import has_words, read_tokenizer
 
 MERGES_GZ = "bpe_simple_vocab_16e6.txt.gz"  # the word list as OpenAI and open_clip ship it
 MERGES = 49152 - 256 - 2  # of its lines that count
@@ -64,7 +64,7 @@ def load_clip(
 
 def tokenize(prompt: str, folder: Path, text: ClipText) -> Tensor:
     """(1, L) token numbers. UserError without a word list, or with one that is not the tower's."""
-    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+    if has_words(folder):
         tokens = _tokens(prompt, folder, text.length)
     elif (folder / MERGES_GZ).is_file():
         with tempfile.TemporaryDirectory() as scratch:
@@ -168,10 +168,7 @@ def _told(config: Mapping[str, Any], tower: str) -> tuple[Activation | None, int
 
 
 def _tokens(prompt: str, folder: Path, length: int) -> Tensor:
-    transformers = _package("transformers")
-    with _quiet():
-        tokenizer = transformers.CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
-    return tokenizer([prompt], truncation=True, max_length=length, return_tensors="pt").input_ids
+    return read_tokenizer(folder)([prompt], truncation=True, max_length=length, return_tensors="pt").input_ids
 
 
 def _unpack_words(packed: Path, folder: Path) -> None:

@@ -17,7 +17,7 @@ import torch
 from facelab.draws import Draws
 from facelab.errors import UserError
 from facelab.losses.score_distillation import GuidanceSettings, NoiseSchedule, ScoreDistillation
-from facelab.nn.pretrained import diffusion
+from facelab.nn.pretrained import diffusion, text_packages
 from facelab.nn.pretrained.diffusion import (
     PromptEmbeddings,
     check_folder,
@@ -299,6 +299,19 @@ def test_a_lacking_weight_of_the_text_encoder_is_refused(folders: dict[str, Path
         encode_prompt(folder, "a man")
 
 
+def test_a_damaged_or_foreign_word_list_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = copy_of(folders["sd"], tmp_path)
+    words = json.loads((folder / "tokenizer" / "vocab.json").read_text())
+    moved = {word: number + 1000 for word, number in words.items()}
+    (folder / "tokenizer" / "vocab.json").write_text(json.dumps(moved))
+    with pytest.raises(UserError, match=r"word list in tokenizer is not that of text_encoder.*less than 514"):
+        encode_prompt(folder, "a man")
+    (folder / "tokenizer" / "vocab.json").write_text("{")
+    with pytest.raises(UserError, match="the word list cannot be read") as caught:
+        encode_prompt(folder, "a man")
+    assert "\n" not in str(caught.value)
+
+
 def test_an_empty_prompt_is_refused(folders: dict[str, Path]) -> None:
     with pytest.raises(UserError, match="the prompt is empty"):
         encode_prompt(folders["sd"], "  ")
@@ -308,7 +321,7 @@ def test_missing_packages_are_named(folders: dict[str, Path], monkeypatch: pytes
     def absent(name: str) -> Any:
         raise ImportError(name)
 
-    monkeypatch.setattr(diffusion.importlib, "import_module", absent)
+    monkeypatch.setattr(text_packages.importlib, "import_module", absent)
     with pytest.raises(UserError, match=r"need the package diffusers.*pip install 'facelab\[text\]'"):
         load_diffusion(folders["sd"])
 

@@ -8,13 +8,11 @@ files are read. The parts are those of the packages diffusers and transformers (
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import hashlib
-import importlib
 import importlib.util
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,11 +22,11 @@ from torch import Tensor
 
 from facelab.errors import UserError
 from facelab.files import atomic_path
+from facelab.nn.pretrained.text_packages import has_words, package, quiet, read_tokenizer
 
 Kind = Literal["sd", "sdxl"]
 Precision = Literal["fp16", "bf16", "fp32"]
 DTYPES: Mapping[str, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-INSTALL = "pip install 'facelab[text]'"
 DOWNLOAD = (
     "download the whole folder in the diffusers layout (Stable Diffusion 1.5, 2.1 base or XL base 1.0; the 2.x ones are "
     "found under sd2-community since their publisher withdrew them)"
@@ -113,7 +111,7 @@ def check_folder(folder: str | Path) -> Kind:
             raise _incomplete(folder, part, "its weights (a .safetensors file) are missing")
     _json(folder / "scheduler" / "scheduler_config.json", folder, "scheduler")
     for part in _text_parts(kind)[1]:
-        if not _has_words(folder / part):
+        if not has_words(folder / part):
             raise _incomplete(folder, part, "vocab.json and merges.txt are missing")
     channels = unet.get("in_channels", 4)
     latent = _json(folder / "vae" / "config.json", folder, "vae").get("latent_channels", 4)
@@ -143,9 +141,9 @@ def load_diffusion(
         UserError: the packages are not installed, the folder is incomplete, or weights do not fit the configuration.
     """
     kind = check_folder(folder)
-    diffusers = _package("diffusers")
+    diffusers = package("diffusers")
     dtype = DTYPES[precision]
-    with _quiet():
+    with quiet("diffusers", "transformers"):
         unet = _model(diffusers.UNet2DConditionModel, Path(folder), "unet", dtype)
         upcast = json.loads((Path(folder) / "vae" / "config.json").read_text()).get("force_upcast", False)
         keep = kind == "sdxl" and upcast and precision == "fp16"
@@ -202,7 +200,7 @@ def _scheduler(entries: Mapping[str, Any]) -> Any:
     """A DDIM schedule with the betas of whatever scheduler the folder names."""
     names = ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps", "trained_betas", "prediction_type")
     known = {name: entries[name] for name in (*names, "rescale_betas_zero_snr") if entries.get(name) is not None}
-    return _package("diffusers").DDIMScheduler(**known)
+    return package("diffusers").DDIMScheduler(**known)
 
 
 # ---------------------------------------------------------------- prompts
@@ -248,13 +246,16 @@ def _encode_one(
     folder: Path, part: str, words: str, texts: list[str], kind: Kind, device: torch.device | str
 ) -> tuple[Tensor, Tensor | None]:
     """((2, T, C), (2, P) or None), float32, on the CPU. SD takes the last layer, XL the last but one (arXiv 2307.01952)."""
-    transformers = _package("transformers")
-    with _quiet():
-        tokenizer = transformers.CLIPTokenizer.from_pretrained(str(folder / words), local_files_only=True)
-        name = "CLIPTextModelWithProjection" if part.endswith("_2") else "CLIPTextModel"
-        encoder = _model(getattr(transformers, name), folder, part, torch.float32).eval().to(device)
+    tokenizer, name = read_tokenizer(folder / words), f"CLIPTextModel{'WithProjection' if part.endswith('_2') else ''}"
+    with quiet("transformers"):
+        encoder = _model(getattr(package("transformers"), name), folder, part, torch.float32).eval().to(device)
     length = encoder.config.max_position_embeddings
     ids = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
+    if int(ids.max()) >= encoder.config.vocab_size:
+        raise UserError(
+            f"{folder}: the word list in {words} is not that of {part}: it numbers words up to {int(ids.max())}, expected "
+            f"less than {encoder.config.vocab_size}; download both again"
+        )
     with torch.no_grad():
         answer = encoder(ids.to(device), output_hidden_states=kind == "sdxl")
     hidden = answer.hidden_states[-2] if kind == "sdxl" else answer.last_hidden_state
@@ -335,11 +336,6 @@ def _text_parts(kind: Kind) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return ("text_encoder",), ("tokenizer",)
 
 
-def _has_words(folder: Path) -> bool:
-    both = (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()
-    return both or (folder / "tokenizer.json").is_file()
-
-
 def _zeros_for_empty(folder: Path) -> bool:
     """XL: an empty negative prompt counts as zeros instead of being encoded."""
     try:
@@ -374,30 +370,3 @@ def _json(path: Path, folder: Path, part: str) -> dict[str, Any]:
 
 def _incomplete(folder: Path, part: str, what: str) -> UserError:
     return UserError(f"the Stable Diffusion folder {folder} is incomplete: {part}: {what}; {DOWNLOAD}")
-
-
-def _package(name: str) -> Any:
-    """diffusers or transformers. UserError with the remedy where it is not installed."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise UserError(
-            f"text prompts need the package {name}, which is not installed or not complete: {INSTALL}"
-        ) from error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the packages' progress bars and notes; both are put back."""
-    tools = [_package(name).utils.logging for name in ("diffusers", "transformers")]
-    before = [(tool.get_verbosity(), tool.is_progress_bar_enabled()) for tool in tools]
-    try:
-        for tool in tools:
-            tool.set_verbosity_error()
-            tool.disable_progress_bar()
-        yield
-    finally:
-        for tool, (level, bars) in zip(tools, before, strict=True):
-            tool.set_verbosity(level)
-            if bars:
-                tool.enable_progress_bar()

@@ -24,10 +24,9 @@ from facelab.nn.pretrained.diffusion import (
     Kind,
     PromptEmbeddings,
     _frozen,
-    _package,
-    _quiet,
     _scheduler,
 )
+from facelab.nn.pretrained.text_packages import package, quiet
 
 TOKENS, WIDTH, POOLED = 77, 16, 8
 BETAS: Mapping[str, Any] = {
@@ -84,9 +83,9 @@ def tiny_embeddings(prompt: str, negative: str = "", kind: Kind = "sd") -> Promp
 
 def write_tiny_folder(folder: str | Path, seed: int = 0, kind: Kind = "sd", prediction: str = "epsilon") -> Path:
     """The whole of it, text encoders and byte tokenizers included, in the layout of diffusers; for tests."""
-    folder, transformers = Path(folder), _package("transformers")
+    folder, transformers = Path(folder), package("transformers")
     unet, vae = _networks(seed, kind)
-    with _quiet():
+    with quiet("diffusers", "transformers"):
         unet.save_pretrained(folder / "unet")
         vae.save_pretrained(folder / "vae")
         for number in range(2 if kind == "sdxl" else 1):
@@ -103,7 +102,7 @@ def write_tiny_folder(folder: str | Path, seed: int = 0, kind: Kind = "sd", pred
 
 
 def _networks(seed: int, kind: Kind) -> tuple[Any, Any]:
-    diffusers = _package("diffusers")
+    diffusers = package("diffusers")
     extra: dict[str, Any] = {}
     if kind == "sdxl":  # the pooled text and six sizes, each as 8 waves, are added to the time
         extra = {"cross_attention_dim": 2 * WIDTH, "addition_embed_type": "text_time", "addition_time_embed_dim": 8}
