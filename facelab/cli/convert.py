@@ -81,8 +81,8 @@ def read_foreign(
 
     tree = read_pickle_checkpoint(path) if method in ("auto", *SELF_CONTAINED) else None
     read = None
-    if method == "eg3d" or (method == "auto" and is_network_tree(tree)):
-        from facelab.bases.eg3d.convert import read_original as read
+    if method == "eg3d" or (method == "auto" and (is_network_tree(tree) or _is_facednerf(tree))):
+        from facelab.methods.facednerf.convert import read_original as read  # EG3D's own, and what FaceDNeRF made of it
     elif method == "stylesdf" or (method == "auto" and _is_stylesdf(tree)):
         from facelab.bases.stylesdf.convert import read_original as read
     elif method == "cnerf" or (method == "auto" and _is_cnerf(tree)):
@@ -107,6 +107,12 @@ def _is_stylesdf(tree: object) -> bool:
     from facelab.bases.stylesdf.convert import is_stylesdf
 
     return is_stylesdf(tree)
+
+
+def _is_facednerf(tree: object) -> bool:
+    from facelab.methods.facednerf.convert import is_weights_file
+
+    return is_weights_file(tree)
 
 
 def _is_cnerf(tree: object) -> bool:
