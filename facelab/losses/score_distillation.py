@@ -42,7 +42,8 @@ class Conditioning(Protocol):
         tokens: (2, T, C), of the negative prompt and of the prompt.
     """
 
-    tokens: Tensor
+    @property
+    def tokens(self) -> Tensor: ...
 
     def extra(self, count: int, side: int) -> Mapping[str, Tensor] | None:
         """Further conditioning of ``count`` rows of each kind for pictures of ``side`` pixels, or None."""
@@ -384,8 +385,7 @@ def _checked(pictures: Tensor) -> Tensor:
 
 def _place(part: Any, like: Tensor) -> tuple[torch.device, torch.dtype]:
     """Where a part lies and in which precision; that of ``like`` for one without parameters."""
-    parameters = getattr(part, "parameters", None)
-    first = next(iter(parameters()), None) if callable(parameters) else None
+    first = next(part.parameters(), None) if hasattr(part, "parameters") else None
     return (like.device, torch.float32) if first is None else (first.device, first.dtype)
 
 
