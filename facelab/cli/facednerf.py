@@ -203,9 +203,10 @@ def _prepare(
     from facelab.cli.common import open_model, pick_device
     from facelab.cli.facednerf_run import Outputs, Run
     from facelab.errors import UserError
+    from facelab.inversion.tuning import tunable
     from facelab.lighting import PRESETS
     from facelab.methods.facednerf.editing import light_goal
-    from facelab.methods.facednerf.model import Model
+    from facelab.methods.facednerf.model import Model, tuned_parts
 
     prompt = options.get("prompt")
     if prompt is not None and not prompt.strip():
@@ -220,8 +221,10 @@ def _prepare(
     told |= {**task, "prompt": prompt, "negative": options.get("negative")}
     goal = light_goal(light if light in PRESETS else wanted, config)
     face = open_model(model, device, options.pop("weights"))
-    Model.of(face)  # says so of another method's model
+    generator = Model.of(face).generator
+    tunable(generator, tuned_parts(generator, config.tune.parts))  # a misspelt part is said before anything is computed
     judges = nets.make_judges(options, config, device, photo, wanted is not None)
+    nets.require_aim(judges.config, photo)
     for note in judges.notes:
         click.echo(note, err=True)
     where = str(model.resolve() if model.exists() else model)

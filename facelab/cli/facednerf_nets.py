@@ -17,7 +17,7 @@ from facelab import assets
 from facelab.errors import UserError
 from facelab.inversion.perceptual_files import load_perceptual
 from facelab.methods.facednerf.config import FaceDNeRFConfig, WeightConfig
-from facelab.methods.facednerf.terms import Networks
+from facelab.methods.facednerf.terms import FRONT_LOSSES, SIDE_LOSSES, Networks
 
 if TYPE_CHECKING:
     from facelab.nn.pretrained.light_estimator import LightEstimator, Norm
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 TEXT_OPTIONS = ("prompt", "negative", "diffusion", "demo_diffusion", "diffusion_device", "embeddings")
 AUTO, NONE, RANDOM = "auto", "none", "random"
 ARCFACE = "arcface_ir_se50"
-RANDOM_SEED = 0
+RANDOM_SEED, RANDOM_SIDE = 0, 64  # of networks without weights; pixels that the light's sees
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def load_light_judge(choice: str, norm: Norm, device: str) -> tuple[LightEstimat
     if choice == RANDOM:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(RANDOM_SEED)
-            estimator, name = LightEstimator(norm=norm), "dpr-random"
+            estimator, name = LightEstimator(norm=norm, side=RANDOM_SIDE), "dpr-random"
     else:
         estimator, name = load_light_estimator(None if choice == AUTO else choice, norm), "dpr"
     return estimator.to(device), name
@@ -191,3 +191,10 @@ def require_effect(config: FaceDNeRFConfig, prompt: bool, light: bool) -> None:
         raise UserError(
             "a prompt was given, but weights.text and weights.clip are 0, so nothing reads it; give --text-weight"
         )
+
+
+def require_aim(config: FaceDNeRFConfig, photo: bool) -> None:
+    """UserError where no loss has a weight."""
+    names = (*FRONT_LOSSES, *SIDE_LOSSES) if photo else SIDE_LOSSES
+    if not any(getattr(config.active, name) for name in names):
+        raise UserError(f"all weights are 0 ({', '.join(names)}), so there is nothing to aim at; give one of them")

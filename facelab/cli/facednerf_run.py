@@ -362,7 +362,11 @@ def _watched(run: Run, jobs: list[Job], stop: StopRequest) -> Iterator[tuple[Con
             yield control, taken
         except Interrupted as error:
             text = str(error)
-            raise Interrupted(text if "--resume" in text else f"{name}: {text}; add --resume to go on") from error
+            raise Interrupted(f"{name}: {text}; add --resume to go on") from error
+        except UserError as error:
+            if "out of memory" not in str(error):
+                raise
+            raise UserError(f"{error} (--low-memory does the first three, --batch 1 the fifth, --set any)") from error
         finally:
             watch.save()
 

@@ -1,0 +1,354 @@
+# SPDX-License-Identifier: Apache-2.0
+"""invert_eg3d and FaceDNeRF's commands on a tiny EG3D of random weights; what pictures look like cannot be judged."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import facelab
+from facelab.cameras import Camera
+from facelab.cli import facednerf_run
+from facelab.cli.facednerf import slug
+from facelab.inference.latent_files import read_codes
+from facelab.inference.pictures import read_picture, to_uint8
+from facelab.inversion.loop import Stage
+from facelab.inversion.session import Session
+from tests.commands.eg3d_models import SIDE, crop, make_model
+from tests.commands.running import invoke, succeed
+from tests.commands.test_invert_cnerf import StopAt
+from tests.conftest import CHECKOUT
+
+ASTRONAUT = CHECKOUT / "test_data" / "astronaut"
+SHORT = ("--preset", "debug", "--perceptual", "random", "--identity", "none", "--video-frames", 0, "--quiet",
+         "--device", "cpu")  # fmt: skip
+TEXT = ("--demo-diffusion", "--text-weight", 1e-5)
+LIGHT = ("--light-network", "random", "--light-weight", 0.01)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("models") / "eg3d.safetensors")
+
+
+def refused(command: str, *arguments: Any) -> str:
+    result = invoke(command, *arguments)
+    last = result.stderr.strip().splitlines()[-1]
+    assert result.exit_code == 2 and last.startswith("error: "), result.stderr
+    assert "Traceback" not in result.stderr
+    return last
+
+
+def rows(session: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (session / "losses.jsonl").read_text().splitlines()]
+
+
+def test_a_crop_with_its_camera(model: Path, tmp_path: Path) -> None:
+    """Every file of a session, and that the shared commands show the same head from them."""
+    photo = crop(tmp_path)
+    options = ("--picture-weight", 5, "--video-frames", 2, "--picture-every", 2, "--out", tmp_path / "out")
+    result = succeed("invert_eg3d", model, photo, *SHORT, *options)
+    assert "its camera lies beside it" in result.stderr and "PSNR" in result.stdout
+    session = tmp_path / "out" / "me"
+    names = {path.name for path in session.iterdir()}
+    assert names >= {"settings.yaml", "target.png", "latents.safetensors", "latent.npy", "noise.safetensors",
+                     "generator.safetensors", "front.png", "views.png", "sheet.png", "metrics.json", "losses.jsonl",
+                     "video.mp4", "state.safetensors", "tuning.safetensors"}  # fmt: skip
+    steps = {path.name for path in (session / "steps").iterdir()}
+    assert steps == {f"front_{kind}.png" for kind in ("codes_00000", "codes_00002", "tune_00000", "tune_00001")}
+    assert [(row["step"], row["stage"]) for row in rows(session)] == [
+        (0, "codes"),
+        (2, "codes"),
+        (3, "tune"),
+        (4, "tune"),
+    ]
+    metrics = json.loads((session / "metrics.json").read_text())
+    assert {"psnr", "perceptual_random", "losses", "seconds", "camera"} <= metrics.keys()
+    label = np.load(tmp_path / "me.npy").reshape(1, 25)
+    np.testing.assert_allclose(metrics["camera"]["label"], label[0], atol=1e-6)
+
+    tuned = facelab.load(session / "generator.safetensors")
+    codes = read_codes(session, tuned.generator)
+    assert np.array_equal(np.load(session / "latent.npy"), codes.values["w"].numpy())
+    settings = tuned.settings(ray_step_multiplier=1)
+    scene = tuned.generator.scene(codes)
+    seen = tuned.generator.render(scene, Camera.from_label(torch.tensor(label).float()), settings).rgb
+    assert (to_uint8(seen)[0].int() - read_picture(session / "front.png").int()).abs().max() <= 1
+
+    common = (session / "generator.safetensors", "--layers", "image", "--yaws", "0.2", "--device", "cpu")
+    for name, latents in (("a", session), ("b", session / "latent.npy")):  # the noise maps lie in both
+        succeed("render_images", *common, "--latents", latents, "--out", tmp_path / name)
+    assert (tmp_path / "a" / "grid_latents.png").read_bytes() == (tmp_path / "b" / "grid_latents.png").read_bytes()
+
+
+def test_it_comes_nearer(model: Path, tmp_path: Path) -> None:
+    """A head of the model itself: the picture's loss falls by half, most of it while codes move."""
+    face = facelab.load(model)
+    photo = crop(tmp_path, "own")
+    camera = Camera.from_label(torch.tensor(np.load(tmp_path / "own.npy").reshape(1, 25)).float())
+    seen = face.generator.render(face.generator.scene(face.codes(7, 1.0)), camera, face.settings(ray_step_multiplier=1))
+    from facelab.inference.pictures import save_png
+
+    save_png(photo, to_uint8(seen.rgb)[0])
+    options = ("--picture-weight", 1, "--reconstruction-weight", 0, "--steps", 60, "--tune-steps", 20, "--set",
+               "codes.lr=0.05", "--set", "codes.noise_maps=false")  # fmt: skip
+    succeed("invert_eg3d", model, photo, *SHORT, *options, "--out", tmp_path)
+    curve = [row["picture"] for row in rows(tmp_path / "own")]
+    assert curve[-1] < curve[0] / 2, curve
+    assert min(row["picture"] for row in rows(tmp_path / "own") if row["stage"] == "codes") < 0.7 * curve[0]
+
+
+def test_prompt_and_light(model: Path, tmp_path: Path) -> None:
+    from facelab.nn.pretrained.tiny_diffusion import write_tiny_folder
+
+    photo, folder = crop(tmp_path), write_tiny_folder(tmp_path / "sd")
+    prompt = ("--prompt", "A man's hat", "--diffusion", folder, "--text-weight", 1e-5)
+    result = succeed(
+        "edit_facednerf", model, photo, *prompt, "--light", "right", *LIGHT, "--compare", *SHORT, "--out", tmp_path
+    )
+    assert "random weights: its numbers mean nothing" in result.stderr
+    session = tmp_path / "me-a-man-s-hat-right"
+    last = rows(session)[-1]
+    assert last["text"] > 0 and last["light"] > 0 and last["stage"] == "tune"
+    assert {path.name.split("_")[0] for path in (session / "steps").iterdir()} == {"front", "side"}
+    assert "text" not in rows(session / "reconstruction")[0]
+    assert len(json.loads((session / "metrics.json").read_text())["light_error"]) == 5
+    assert read_picture(session / "sheet.png").shape[2] > 5 * SIDE
+    assert (session / "front.png").read_bytes() != (session / "reconstruction" / "front.png").read_bytes()
+
+    (folder / "vae" / "config.json").unlink()
+    line = refused("edit_facednerf", model, photo, *prompt, *SHORT, "--out", tmp_path / "b")
+    assert "incomplete: vae: config.json is missing" in line and not (tmp_path / "b").exists()
+
+
+def test_the_light_of_a_photo(model: Path, tmp_path: Path) -> None:
+    """The same nine numbers given by hand find the same head."""
+    photo, lamp = crop(tmp_path), crop(tmp_path, "lamp", seed=3)
+    common = ("relight_facednerf", model, photo, *SHORT, "--light-network", "random", "--light-weight", 1)
+    common = (*common, "--reconstruction-weight", 0, "--set", "codes.noise_maps=false", "--out", tmp_path)
+    succeed(*common, "--light-of", lamp)
+    task = Session(tmp_path / "me-light-of-lamp").settings()["task"]
+    (tmp_path / "light.yaml").write_text(f"{{numbers: {task['light_numbers']}, frame: facelab}}\n")
+    succeed(*common, "--light", tmp_path / "light.yaml")
+    succeed(*common, "--light", "{direction: [1, 0, 0], strength: 9}", "--out", tmp_path / "strong")
+    names = ("me-light-of-lamp", "me-light", "strong/me-light")
+    found = [np.load(tmp_path / name / "latent.npy") for name in names]
+    np.testing.assert_allclose(found[0], found[1], atol=1e-4)
+    assert np.abs(found[0] - found[2]).max() > 1e-3
+
+
+def test_text_alone(model: Path, tmp_path: Path) -> None:
+    common = ("generate_facednerf", model, "--prompt", "An old man", *TEXT, *SHORT, "--out")
+    result = succeed(*common, tmp_path, "--seeds", "0,3")
+    assert "random weights" in result.stderr
+    first, second = (np.load(tmp_path / f"an-old-man-{seed}" / "latent.npy") for seed in (0, 3))
+    assert np.abs(first - second).max() > 0.05
+    assert (
+        "picture" not in rows(tmp_path / "an-old-man-0")[-1] and not (tmp_path / "an-old-man-0" / "target.png").exists()
+    )
+    succeed(*common, tmp_path / "alone", "--seeds", "3")
+    assert np.array_equal(np.load(tmp_path / "alone" / "an-old-man-3" / "latent.npy"), second)
+
+
+@pytest.mark.parametrize("cut", [2, 4])  # among the codes, and while tuning
+def test_ctrl_c_saves_and_resume_gives_the_same(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: int
+) -> None:
+    crop(tmp_path)
+    common = ("edit_facednerf", model, tmp_path / "me.png", "--prompt", "a hat", *TEXT, *SHORT)
+    succeed(*common, "--out", tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(facednerf_run, "StopRequest", lambda: StopAt(cut))
+        result = invoke(*common, "--out", tmp_path / "cut")
+        assert result.exit_code == 130 and "add --resume to go on" in result.stderr
+    assert "holds a session already; add --resume" in refused(*common, "--out", tmp_path / "cut")
+    line = refused(*common, "--out", tmp_path / "cut", "--resume", "--steps", 7)
+    assert "begun with another codes.steps: expected 3, got 7" in line
+    succeed(*common, "--out", tmp_path / "cut", "--resume", "--set", "memory.max_points=4096")  # memory may change
+    whole, resumed = (tmp_path / name / "me-a-hat" for name in ("whole", "cut"))
+    for file in ("latents.safetensors", "generator.safetensors", "noise.safetensors"):
+        expected, got = load_file(whole / file), load_file(resumed / file)
+        assert expected.keys() == got.keys()
+        for name, value in expected.items():
+            torch.testing.assert_close(got[name], value, rtol=1e-4, atol=1e-5, msg=f"{file}: {name}")
+    assert [row["step"] for row in rows(whole)] == [row["step"] for row in rows(resumed)]
+
+
+def test_side_by_side_is_as_one_by_one(model: Path, tmp_path: Path) -> None:
+    photos = [crop(tmp_path, "a", 1), crop(tmp_path, "b", 2, sideways=-0.3)]
+    for batch in (1, 2):
+        options = ("--batch", batch, "--set", "render.jitter=false", "--out", tmp_path / str(batch))
+        succeed("invert_eg3d", model, *photos, *options, *SHORT)
+    one, two = ([np.load(tmp_path / batch / name / "latent.npy") for name in ("a", "b")] for batch in ("1", "2"))
+    apart = np.abs(one[0] - one[1]).mean()
+    for alone, together in zip(one, two, strict=True):
+        assert np.abs(alone - together).mean() < 0.05 * apart
+
+
+def test_a_step_that_is_not_finite(model: Path, tmp_path: Path) -> None:
+    arguments = (
+        "invert_eg3d",
+        model,
+        crop(tmp_path),
+        *SHORT,
+        "--steps",
+        9,
+        "--set",
+        "codes.lr=1e30",
+        "--out",
+        tmp_path,
+    )
+    line = refused(*arguments)
+    assert re.search(r"not finite at step [23]", line) and "last good state is kept in" in line, line
+    kept = load_file(tmp_path / "me" / "state.safetensors")
+    assert all(bool(value.isfinite().all()) for name, value in kept.items() if name.startswith("value/"))
+    assert len(rows(tmp_path / "me")) == 1
+
+
+def test_out_of_memory_names_what_helps(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Stage) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr("facelab.inversion.loop.Inversion.advance", full)
+    line = refused("invert_eg3d", model, crop(tmp_path), *SHORT, "--out", tmp_path)
+    assert "out of memory" in line and "--low-memory" in line and "memory.max_points" in line
+
+
+def test_a_folder_of_another_run(model: Path, tmp_path: Path) -> None:
+    photo, other = crop(tmp_path), crop(tmp_path, "other", 5)
+    out = ("--out", tmp_path / "out", *SHORT)
+    succeed("invert_eg3d", model, photo, *out)
+    cases = [
+        (("relight_facednerf", model, photo, *LIGHT, "--light", "left"), "me-left", "another command"),
+        (("invert_eg3d", make_model(tmp_path / "b.safetensors", rendering=SIDE // 2), photo), "me", "another"),
+        (("invert_eg3d", model, other), "other", "another photo"),
+    ]
+    for arguments, name, expected in cases:
+        target = tmp_path / "out" / name
+        if name != "me":
+            (tmp_path / "out" / "me").rename(target)
+        line = refused(*arguments, *out, "--resume")
+        assert expected in line or "pixels" in line, line
+        if name != "me":
+            target.rename(tmp_path / "out" / "me")
+    (tmp_path / "out" / "other").mkdir()
+    (tmp_path / "out" / "other" / "run.json").write_text("{}")
+    assert "holds other files and no session" in refused("invert_eg3d", model, other, *out)
+    settings = tmp_path / "out" / "me" / "settings.yaml"
+    settings.write_text("format: facelab-inversion\nversion: 1\n")
+    assert "begun with another command" in refused("invert_eg3d", model, photo, *out, "--resume")
+
+
+def test_bad_input(model: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    photo, out = crop(tmp_path), ("--out", tmp_path / "out")
+    Image.new("RGB", (200, 200), (90, 90, 90)).save(tmp_path / "wall.png")
+    Image.new("RGB", (64, 32)).save(tmp_path / "wide.png")
+    np.save(tmp_path / "short.npy", np.zeros(24))
+    label = np.load(tmp_path / "me.npy").reshape(25)
+    far = label.copy()
+    far[[3, 7, 11]] *= 2
+    np.save(tmp_path / "far.npy", far)
+    skewed = label.copy()
+    skewed[:3] *= 2
+    np.save(tmp_path / "skewed.npy", skewed)
+    (tmp_path / "cut.pt").write_bytes(b"half a file")
+    torch.save({"stem.weight": torch.zeros(3)}, tmp_path / "other.pt")
+    invert, relight, edit = (lambda *a, n=name: (n, model, photo, *SHORT, *a) for name in (
+        "invert_eg3d", "relight_facednerf", "edit_facednerf"
+    ))  # fmt: skip
+    cases = [
+        (("invert_eg3d", model, tmp_path / "wall.png", *SHORT), "no face|no MTCNN weights"),
+        (("invert_eg3d", model, tmp_path / "nobody.png", *SHORT), "no photo at"),
+        (
+            ("invert_eg3d", model, tmp_path / "wide.png", *SHORT, "--camera", tmp_path / "me.npy"),
+            "square crop, got 64x32",
+        ),
+        (("invert_eg3d", "fenerf_synthetic_64", photo, *SHORT), "is a fenerf model, expected an EG3D model"),
+        (("invert_eg3d", tmp_path / "cut.pt", photo, *SHORT), "is a file of an original program"),
+        (invert("--camera", tmp_path / "short.npy"), "expected 25 numbers.*got 24"),
+        (invert("--camera", "1,2,3,4"), "expects 25 finite numbers .*got 4"),
+        (invert("--camera", tmp_path / "far.npy"), "stands 5.4 from the head's centre, the model's 2.7"),
+        (invert("--camera", tmp_path / "skewed.npy"), "holds no rotation"),
+        (invert("--camera", tmp_path / "no.npy"), "no file or folder"),
+        (invert("--preset", "ptt"), "no curriculum 'ptt'.*Did you mean 'pti'"),
+        (invert("--set", "codes.stepps=3"), "unknown setting.*Did you mean 'steps'"),
+        (invert("--tune-parts", "suprresolution"), "no part 'suprresolution'"),
+        (invert("--perceptual", tmp_path / "other.pt"), "other.pt"),
+        (invert("--identity", tmp_path / "other.pt", "--identity-weight", 1), "not ArcFace's IR-SE50"),
+        (invert("--reconstruction-weight", 0), "all weights are 0"),
+        (relight(), "no light: expected --light"),
+        (relight("--light", "rihgt", *LIGHT), "no light 'rihgt'.*Did you mean 'right'"),
+        (relight("--light", "left", "--light-of", photo, *LIGHT), "two lights"),
+        (relight("--light", "left", "--light-weight", 0), "nothing looks at it"),
+        (relight("--light", "left", *LIGHT, "--domain", "cats"), "network for human faces"),
+        (relight("--light", "left", *LIGHT, "--domain", "dogs"), "dogs"),
+        (
+            relight("--light", "left", "--light-weight", 1, "--light-network", tmp_path / "other.pt"),
+            "not DPR's network",
+        ),
+        (
+            relight("--light", "left", "--light-weight", 1, "--light-network", tmp_path / "cut.pt"),
+            "not a file of tensors",
+        ),
+        (edit("--prompt", "  ", *TEXT), "the prompt is empty"),
+        (edit(*TEXT), "Missing option '--prompt'"),
+        (edit("--prompt", "a hat", "--text-weight", 1), "needs a diffusion model: give --diffusion FOLDER"),
+        (edit("--prompt", "a hat", "--text-weight", 1, "--diffusion", tmp_path), "is incomplete: unet"),
+        (
+            edit("--prompt", "a hat", "--text-weight", 1, "--diffusion", tmp_path / "sd"),
+            "no Stable Diffusion folder at",
+        ),
+        (edit("--prompt", "a hat", "--demo-diffusion"), "nothing reads it"),
+        (edit("--prompt", "a hat", *TEXT, "--diffusion", tmp_path), "two diffusion models"),
+        (edit("--prompt", "a hat", "--clip", tmp_path / "no.pt"), "no.pt"),
+    ]
+    for arguments, expected in cases:
+        line = refused(*arguments, *out)
+        assert re.search(expected, line), (expected, line)
+        assert not (tmp_path / "out").exists(), expected
+
+
+def test_a_photo_in_the_wild(model: Path, tmp_path: Path) -> None:
+    """Through the photo doctor, with points from a file; the crop is the one that ships with its camera."""
+    data = pytest.importorskip("skimage.data")
+    from PIL import Image
+
+    Image.fromarray(data.astronaut()).save(tmp_path / "astronaut.png")
+    points = ("--landmarks", ASTRONAUT / "drawing.json")
+    succeed("invert_eg3d", model, tmp_path / "astronaut.png", *points, *SHORT, "--out", tmp_path / "out")
+    settings = Session(tmp_path / "out" / "astronaut").settings()
+    np.testing.assert_allclose(settings["camera"], np.load(ASTRONAUT / "astronaut.npy"), atol=1e-6)
+    target = read_picture(tmp_path / "out" / "astronaut" / "target.png").float()
+    known = torch.nn.functional.interpolate(
+        read_picture(ASTRONAUT / "astronaut.png").float()[None], (SIDE, SIDE), mode="area"
+    )
+    assert (target - known[0]).abs().mean() < 6
+
+
+def test_names_of_folders() -> None:
+    assert slug({"prompt": "It's `rm -rf /` & more", "light": "lights/sunset.yaml"}) == "it-s-rm-rf-more-sunset"
+    assert slug({"light": "{ambient: 1}"}) == "light" and slug({}) == ""
+    assert len(slug({"prompt": "a very " * 20})) <= 40
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("name", ["00018", "R", "cat"])
+def test_crops_of_the_original(model: Path, tmp_path: Path, name: str) -> None:
+    """EG3D crops with dataset.json beside them; R stands a little farther away, which is told."""
+    folder = Path(os.environ["FACELAB_REAL_DATA"]) / "eg3d_portraits"
+    domain = ("--domain", "cats") if name == "cat" else ()
+    result = succeed("invert_eg3d", model, folder / f"{name}.png", *domain, *SHORT, "--out", tmp_path)
+    labels = dict(json.loads((folder / "dataset.json").read_text())["labels"])
+    metrics = json.loads((tmp_path / name / "metrics.json").read_text())
+    np.testing.assert_allclose(metrics["camera"]["label"], labels[f"{name}.png"], atol=1e-5)
+    assert ("stands 2.96 from" in result.stderr) == (name == "R")
