@@ -55,7 +55,9 @@ def _writing(command: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option("--no-labels", is_flag=True, help="Make a set without cameras.")
 @click.option(
-    "--size", type=click.IntRange(4), help="Side in pixels (Lanczos).  [default: as they are; synthetic: 128]"
+    "--size",
+    type=click.IntRange(4),
+    help="Side in pixels (Lanczos).  [default: as they are; synthetic: 128; photographs: 512]",
 )
 @click.option("--center-crop", is_flag=True, help="Cut the middle square of oblong pictures; the intrinsics follow.")
 @click.option("--mirror", is_flag=True, help="Append mirror images with mirrored cameras.")
