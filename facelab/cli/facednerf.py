@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from facelab.cli.facednerf_run import Run
 
 LAMP_SIDE = 512  # pixels of the photo of --light-of
+PHOTO_SOURCES = ("detector", "landmarks", "detector_weights", "camera_from", "deep3d_weights")
 SLUG = 40  # letters of a prompt in the name of a folder
 PHOTOS = click.argument("photos", nargs=-1, required=True, type=PATH)
 COMPARE = click.option(
@@ -143,20 +144,21 @@ def _on_photos(command: str, model: Path, given: Sequence[Path], preset: str, op
     from facelab.cli import facednerf_run as runs
     from facelab.cli.common import pick_device
     from facelab.cli.facednerf_results import told, write_result
-    from facelab.cli.photo_input import lazy_detector, list_photos
+    from facelab.cli.photo_input import lazy_cameras, lazy_detector, list_photos
     from facelab.cli.portraits import Portrait, PortraitChoices, camera_of, take_portrait
 
     photos = list_photos(given)
     camera = options.pop("camera")
     cameras = {photo: camera_of(camera, photo, photos) for photo in photos}
-    sources = {name: options.pop(name) for name in ("detector", "landmarks", "detector_weights")}
+    sources = {name: options.pop(name) for name in PHOTO_SOURCES}
     aligned, face, force = (options.pop(name) for name in ("aligned", "face", "force"))
     batch, resume, compare = options.pop("batch"), options.pop("resume"), options.pop("compare", False)
-    detector = lazy_detector(sources, pick_device(options["device"]))
+    device = pick_device(options["device"])
+    detector, estimator = lazy_detector(sources, device), lazy_cameras(sources, device)
 
     def lamp(path: Path) -> tuple[Any, Any]:
         seen_as = PortraitChoices(LAMP_SIDE, aligned=aligned, force=True)
-        taken = take_portrait(path, seen_as, detector, camera_of(None, path, [path]))
+        taken = take_portrait(path, seen_as, detector, camera_of(None, path, [path]), estimator)
         return taken.picture, taken.label
 
     run = _prepare(command, model, preset, options, {"compare": compare}, lamp)
@@ -164,7 +166,7 @@ def _on_photos(command: str, model: Path, given: Sequence[Path], preset: str, op
     choices = PortraitChoices(run.side, view.radius, view.pivot, aligned, face, force)
 
     def take(photo: Path) -> Portrait:
-        taken = take_portrait(photo, choices, detector, cameras[photo])
+        taken = take_portrait(photo, choices, detector, cameras[photo], estimator)
         beside = camera is None and cameras[photo] is not None
         note = "note: its camera lies beside it, so it counts as a crop; --camera face finds both anew"
         return dataclasses.replace(taken, notes=(note, *taken.notes)) if beside else taken

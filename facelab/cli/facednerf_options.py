@@ -10,6 +10,7 @@ import click
 
 from facelab.cli.common import Command
 from facelab.cli.photo_input import PATH, photo_options, with_options
+from facelab.cli.photos import camera_options
 
 SETTINGS = {  # option -> setting of FaceDNeRFConfig
     "domain": "domain",
@@ -41,9 +42,8 @@ def source_options(function: Command) -> Command:
         "Camera of a crop: 25 numbers, a file (.npy, .json, .txt), a dataset.json or a folder of them; face: found anew. "
         "[default: NAME.npy or dataset.json beside the photo, else face]"
     )
-    return photo_options(camera, "PHOTOs without a camera are EG3D's crops, too: their cameras come from the face.")(
-        function
-    )
+    aligned = "PHOTOs without a camera are EG3D's crops, too: their cameras come from the face."
+    return photo_options(camera, aligned)(camera_options(function))
 
 
 def method_options(side: bool) -> Any:

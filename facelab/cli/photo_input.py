@@ -104,3 +104,14 @@ def matching(given: Path | None, photo: Path, photos: Sequence[Path], option: st
     if len(photos) > 1:
         raise UserError(f"{option} {given} is one file for {len(photos)} photos, expected a folder")
     return given
+
+
+def lazy_cameras(sources: dict[str, Any], device: str) -> Callable[[], Any]:
+    """Makes what ``--camera-from`` and ``--deep3d-weights`` name when it is first needed."""
+    from facelab.data.preprocess.cameras import make_camera_estimator
+
+    @functools.cache
+    def cameras() -> Any:
+        return make_camera_estimator(sources["camera_from"], weights=sources["deep3d_weights"], device=device)
+
+    return cameras

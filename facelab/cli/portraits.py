@@ -18,6 +18,7 @@ from PIL import Image
 
 from facelab.data.eg3d_cameras import CameraSource
 from facelab.data.preprocess import doctor
+from facelab.data.preprocess.cameras import CameraEstimator
 from facelab.data.preprocess.faces import FaceDetector
 from facelab.errors import UserError
 
@@ -69,7 +70,11 @@ class PortraitChoices:
 
 
 def take_portrait(
-    photo: Path, choices: PortraitChoices, detector: Callable[[], FaceDetector], camera: Label | None = None
+    photo: Path,
+    choices: PortraitChoices,
+    detector: Callable[[], FaceDetector],
+    camera: Label | None = None,
+    estimator: Callable[[], CameraEstimator | None] = lambda: None,
 ) -> Portrait:
     """Take in one photo.
 
@@ -78,12 +83,13 @@ def take_portrait(
         choices: see :class:`PortraitChoices`.
         detector: makes the detector, called only where there is no camera.
         camera: (25,) as :func:`camera_of` finds it.
+        estimator: makes what finds cameras, called only where there is none; None: from the points.
 
     Raises:
         UserError: no picture, no face or none that can be used, a crop that is not square, a camera that is none.
     """
     if camera is None and not choices.aligned:
-        found = doctor.prepare_photo(photo, detector(), face=choices.face, size=choices.size)
+        found = doctor.prepare_photo(photo, detector(), face=choices.face, size=choices.size, camera=estimator())
         if not choices.force or found.label is None:
             found.require()
         assert found.label is not None and found.crop is not None
@@ -96,7 +102,7 @@ def take_portrait(
             "drop the camera to have it cropped"
         )
     if camera is None:
-        label = doctor.prepare_photo(photo, detector(), face=choices.face).label
+        label = doctor.prepare_photo(photo, detector(), face=choices.face, camera=estimator()).label
         if label is None:
             raise UserError(f"{photo}: no face was found, so the camera is not known; give it with --camera")
         camera, notes = label, []
