@@ -49,6 +49,8 @@ class Request:
     depth_candidates: int
     vgg: Path | None = None
     arcface: Path | None = None
+    clip: Path | None = None
+    prompt: str | None = None
     parser: Path | None = None
     region_heads: int = 16
     change_threshold: float = 8.0
@@ -274,10 +276,10 @@ class Session:
         assert r.arcface is not None
         net = FaceIdentity(arcface_from_published(read_tensor_file(r.arcface), r.arcface)).to(self.model.device)
         heads = self.generated(self.render_size)
+        first, second = two_views(heads, r.seed)
 
         def pairs(start: int, count: int) -> Any:
-            indices = range(start, start + count)
-            return heads.cameras(indices), replace(heads, seed=r.seed + HELD_OUT).cameras(indices)
+            return first(start, count), second(start, count)
 
         with Bar(2 * r.num_images, "identity") as tick:
             found = identity_report(heads.chunks(r.num_images), r.num_images, r.batch, pairs, net, tick)
@@ -287,6 +289,27 @@ class Session:
         )
         common = {"network": net.name, "image_size": self.picture_size, "seed": r.seed, "definition": definition}
         return {"identity": {**found, **common}}
+
+    def clip_score(self) -> dict[str, Any]:
+        """Cosine of the CLIP embeddings of a prompt and of two views of each generated head."""
+        from facelab.losses.clip_similarity import ClipSimilarity
+        from facelab.metrics.clip_score import clip_score_report, load_clip
+
+        r = self.request
+        assert r.clip is not None and r.prompt is not None
+        vision, prompt, name = load_clip(r.clip, r.prompt)
+        judge = ClipSimilarity(vision.to(self.model.device), prompt.to(self.model.device), name)
+        heads = self.generated(self.render_size)
+        with Bar(r.num_images, "clip_score") as tick:
+            found = clip_score_report(
+                heads.chunks(r.num_images), r.num_images, r.batch, two_views(heads, r.seed), judge.similarity, tick
+            )
+        definition = (
+            "mean cosine of the CLIP embeddings of the prompt and of two views of each head from random cameras of the "
+            "training distribution; std: over heads, of their means."
+        )
+        common = {"network": name, "prompt": r.prompt, "image_size": self.picture_size, "seed": r.seed}
+        return {"clip_score": {**found, **common, "definition": definition}}
 
     def segmentation(self) -> dict[str, Any]:
         """The generated segmentation against a parser and against known heads."""
@@ -378,3 +401,12 @@ def fade_in(method: Any, meta: Any, step: int) -> float:
     starts = tuple((start, 0) for start in staged.boundaries[: row + 1])
     place = Progress(step, 0, 1, row, starts, staged.stages)
     return place.fade(staged.stages[row].loss.fade_steps, lambda config: config.render.resolution)
+
+
+def two_views(heads: Any, seed: int) -> tuple[Callable[[int, int], Any], Callable[[int, int], Any]]:
+    """(first head, number) -> cameras, twice: drawn at random from the training distribution."""
+    other = replace(heads, seed=seed + HELD_OUT)
+    return (
+        lambda start, count: heads.cameras(range(start, start + count)),
+        lambda start, count: other.cameras(range(start, start + count)),
+    )

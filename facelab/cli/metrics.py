@@ -16,7 +16,9 @@ from facelab.cli.common import OneLineCommand, device_option, friendly, open_mod
 from facelab.cli.measure import OF_PICTURES, Request, Session
 from facelab.errors import UserError, nearest
 
-METRICS = (*OF_PICTURES, "miou", "identity", "pose", "depth", "consistency", "segmentation", "regions")
+METRICS = (
+    *OF_PICTURES, "miou", "identity", "clip_score", "pose", "depth", "consistency", "segmentation", "regions"
+)  # fmt: skip
 INCEPTION = "inception_fid"  # entry of networks/manifest.yaml
 
 
@@ -59,6 +61,13 @@ INCEPTION = "inception_fid"  # entry of networks/manifest.yaml
 @click.option(
     "--arcface", type=click.Path(path_type=Path), default=None, help="ArcFace weights (model_ir_se50.pth), identity."
 )
+@click.option(
+    "--clip",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="CLIP: open_clip file or CLIPModel folder, clip_score.",
+)
+@click.option("--prompt", default=None, help="clip_score: what the heads should look like.")
 @click.option(
     "--fid-resize",
     type=click.Choice(["pytorch-fid", "clean"]),
@@ -133,6 +142,7 @@ def compute_metrics(
     frechet_random  the same distance on the fixed random network random-conv-v1; no FID, compares our models only
     precision_recall, precision_recall_random   of nearest neighbours: with --vgg FILE, or on the random network
     identity        needs --arcface FILE: is a head the same person from two random cameras?
+    clip_score      needs --clip FILE --prompt TEXT: does a head fit the prompt, seen from two random cameras?
     pose            read off held-out synthetic heads and generated ones: by the model's image discriminator, or
                     (EG3D, StyleSDF, CNeRF) by a reader fitted on synthetic heads
     depth           of the generated heads that look most like held-out synthetic ones, same camera
@@ -180,6 +190,7 @@ def evaluate(model: Path | None, request: Request, device: str = "auto", weights
         parts += [
             ("pictures", OF_PICTURES, session.pictures),
             ("identity", ("identity",), session.identity),
+            ("clip_score", ("clip_score",), session.clip_score),
             ("pose", ("pose",), session.pose),
             ("depth", ("depth",), session.depth),
             ("consistency", ("consistency",), session.consistency),
@@ -218,6 +229,11 @@ def check_weight_files(request: Request) -> None:
         if metric in request.metrics and (path is None or not path.is_file()):
             got = "none was given" if path is None else f"there is no file {path}"
             raise UserError(f"{metric} needs {option} FILE with the weights of {what}, {got}{instead}")
+    if "clip_score" in request.metrics and (request.clip is None or not (request.prompt or "").strip()):
+        lacking = "--clip" if request.clip is None else "--prompt"
+        raise UserError(
+            f"clip_score needs --clip FILE (open_clip's or a CLIPModel folder) and --prompt TEXT, got no {lacking}"
+        )
 
 
 def check_mask_folders(request: Request) -> None:

@@ -266,3 +266,21 @@ def test_identity_through_the_command(eg3d_model: Path, tmp_path: Path):
     found = json.loads((tmp_path / "m.json").read_text())["metrics"]["identity"]
     assert found["count"] == 3 and -1 <= found["between_heads"] <= 1 and found["value"] <= 1
     assert found["network"] == "arcface-ir-se50" and found["seed"] == 0
+
+
+def test_clip_score_through_the_command(eg3d_model: Path, tmp_path: Path):
+    from facelab.nn.pretrained.tiny_diffusion import write_tokenizer
+    from tests.nn.test_clip import clip_model
+
+    assert "got no --clip" in refused(eg3d_model, "--metrics", "clip_score", "--prompt", "a man")
+    assert "got no --prompt" in refused(eg3d_model, "--metrics", "clip_score", "--clip", tmp_path, "--prompt", " ")
+    assert "holds no CLIP" in refused(eg3d_model, "--metrics", "clip_score", "--clip", tmp_path, "--prompt", "a man")
+    words = {"vocab_size": 514, "max_position_embeddings": 20, "eos_token_id": 513, "bos_token_id": 512}
+    clip_model(**words).save_pretrained(tmp_path / "clip")
+    write_tokenizer(tmp_path / "clip")
+    options = ("--clip", tmp_path / "clip", "--prompt", "a man", "--num-images", 3, "--batch", 2)
+    result = compute(eg3d_model, "--metrics", "clip_score", *options, "--out", tmp_path / "m.json", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "m.json").read_text())["metrics"]["clip_score"]
+    assert found["count"] == 3 and len(found["per_view"]) == 2 and found["prompt"] == "a man"
+    assert found["lowest_view"] == min(found["per_view"]) and -1 <= found["lowest_view"] <= found["value"] <= 1
