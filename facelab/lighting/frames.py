@@ -18,6 +18,7 @@ N lights; a light is (N, 9) or (N, 9, 3).
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -50,9 +51,9 @@ def rotate(light: Tensor, rotation: Tensor) -> Tensor:
         len(rotation), len(light)
     )):  # fmt: skip
         raise ValueError(f"rotation must be (3, 3) or ({len(light)}, 3, 3), got {tuple(rotation.shape)}")
-    points = _points().to(light.device)
+    points, solver = _points(str(light.device))
     turned = basis(points @ rotation.to(points))  # rows: rotation^T p
-    matrix = (torch.linalg.pinv(basis(points)) @ turned).to(light)
+    matrix = (solver @ turned).to(light)
     return torch.einsum("nij,nj...->ni...", matrix.expand(max(len(light), len(matrix)), 9, 9), light)
 
 
@@ -115,9 +116,12 @@ def _dpr_axes(light: Tensor) -> Tensor:
     return torch.tensor(DPR_AXES, dtype=torch.float64, device=light.device)
 
 
-def _points(count: int = 32) -> Tensor:
-    """(count, 3) evenly spread unit vectors, float64: enough to tell nine numbers."""
-    k = torch.arange(count, dtype=torch.float64) + 0.5
-    y, angle = 1 - 2 * k / count, math.pi * (1 + 5**0.5) * k
-    ring = (1 - y * y).sqrt()
-    return torch.stack([ring * angle.cos(), y, ring * angle.sin()], dim=-1)
+@functools.lru_cache(maxsize=8)
+def _points(device: str, count: int = 32) -> tuple[Tensor, Tensor]:
+    """(count, 3) evenly spread unit vectors and the (9, count) matrix that makes numbers of values there, float64."""
+    with torch.inference_mode(False):  # both outlive whatever mode they were first asked for in
+        k = torch.arange(count, dtype=torch.float64) + 0.5
+        y, angle = 1 - 2 * k / count, math.pi * (1 + 5**0.5) * k
+        ring = (1 - y * y).sqrt()
+        points = torch.stack([ring * angle.cos(), y, ring * angle.sin()], dim=-1)
+        return points.to(device), torch.linalg.pinv(basis(points)).to(device)

@@ -179,6 +179,20 @@ def test_shipped_balls_are_our_shading_of_the_shipped_numbers(real_data: Path) -
 
 
 @pytest.mark.weights
+@pytest.mark.shared
+@pytest.mark.parametrize("norm", ["running", "picture"])
+def test_dpr_sees_the_light_that_it_relit_with(own_file: Path, real_data: Path, norm: str) -> None:
+    """Its own results of one portrait: the first two numbers are the same in all seven lights, five others follow."""
+    folder = real_data / "dpr_relight"
+    estimator = load_light_estimator(own_file, norm)
+    with torch.no_grad():
+        found = torch.cat([light_in(estimator, rgb(folder / f"relit_{k:02d}.jpg") * 2 - 1) for k in range(7)])
+    agreement = lighting.light_agreement(found, torch.cat([shipped_light(folder, k) for k in range(7)]))
+    assert agreement.correlation[2:6].min() > 0.95 and agreement.correlation[6:].min() > 0.4
+    assert math.degrees(agreement.angle) < 25
+
+
+@pytest.mark.weights
 def test_the_light_that_dpr_sees_in_known_light_is_that_light(own_file: Path) -> None:
     """Synthetic heads under known lamps: every number that varies goes along with the truth, as seen by the camera."""
     from facelab.data.synthetic import SyntheticHeads
