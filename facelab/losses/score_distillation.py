@@ -67,7 +67,7 @@ class TokenEmbeddings:
 
 @dataclass(frozen=True)
 class GuidanceReference:
-    """Switches back to the original program; see :data:`facelab.methods.facednerf` for what they are listed under.
+    """Switches back to the original program.
 
     Attributes:
         weighted_backward: the loss weight (about 1e-5) enters before the gradient passes the encoder, in the encoder's

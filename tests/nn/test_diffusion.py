@@ -26,7 +26,16 @@ from facelab.nn.pretrained.diffusion import (
     read_embeddings,
     save_embeddings,
 )
-from facelab.nn.pretrained.tiny_diffusion import tiny_diffusion, tiny_embeddings, write_tiny_folder
+from facelab.nn.pretrained.tiny_diffusion import (
+    FULL_UNET,
+    FULL_VAE,
+    UNET,
+    VAE,
+    full_size_diffusion,
+    tiny_diffusion,
+    tiny_embeddings,
+    write_tiny_folder,
+)
 
 for _package in ("diffusers", "transformers"):
     pytest.importorskip(_package, reason=f"needs {_package}: pip install 'facelab[text]'")
@@ -117,6 +126,21 @@ def test_a_folder_guides_a_picture(folders: dict[str, Path], kind: str) -> None:
     torch.testing.assert_close(found.latent_gradient[0], expected, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.gpu
+def test_parts_may_lie_on_another_device_than_the_pictures(folders: dict[str, Path]) -> None:
+    x, found = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(0)) * 2 - 1, []
+    tokens = encode_prompt(folders["sdxl"], "a man")
+    for device in ("cpu", "cuda"):
+        parts = load_diffusion(folders["sdxl"], "fp32", device)
+        guided = ScoreDistillation(parts.unet, parts.vae, parts.scheduler, tokens, GuidanceSettings(guidance=1.0))
+        leaf = x.clone().requires_grad_()
+        loss = guided.loss(leaf, Draws(0))
+        loss.sum().backward()
+        assert loss.device == x.device and leaf.grad is not None and leaf.grad.device == x.device
+        found.append(leaf.grad)
+    torch.testing.assert_close(found[1], found[0], rtol=1e-2, atol=1e-3 * float(found[0].abs().max()))
+
+
 def test_checkpointing_and_precision_change_memory_and_rounding_alone(folders: dict[str, Path]) -> None:
     x = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     tokens = encode_prompt(folders["sd"], "a man")
@@ -175,6 +199,25 @@ def test_tiny_embeddings_are_a_function_of_the_texts() -> None:
     assert first.tokens.shape == (2, 77, 32) and first.source == "tiny-random"
     assert first.tokens[0].equal(second.tokens[0]) and not first.tokens[1].equal(second.tokens[1])
     assert isinstance(first, PromptEmbeddings) and first.extra(3, 64) is not None
+
+
+def test_the_full_size_is_that_of_stable_diffusion_2_1() -> None:
+    """The published networks have 865 910 724 and 83 653 863 weights."""
+    import diffusers
+
+    with torch.device("meta"):
+        parts = diffusers.UNet2DConditionModel(**FULL_UNET), diffusers.AutoencoderKL(**FULL_VAE)
+    assert [sum(value.numel() for value in part.parameters()) for part in parts] == [865_910_724, 83_653_863]
+
+
+def test_random_networks_of_any_size_guide_a_picture() -> None:
+    parts, embeddings = full_size_diffusion("fp32", unet=UNET, vae=VAE)
+    again = full_size_diffusion("fp32", unet=UNET, vae=VAE)[0]
+    assert parts.source == embeddings.source == "random-sd-2.1-base-sizes"
+    assert all(a.equal(b) for a, b in zip(parts.unet.parameters(), again.unet.parameters(), strict=True))
+    guided = ScoreDistillation(parts.unet, parts.vae, parts.scheduler, embeddings)
+    gradient = guided.gradient(torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(0)), Draws(0))[0]
+    assert bool(gradient.isfinite().all()) and float(gradient.abs().mean()) > 0
 
 
 def test_the_prediction_of_the_folder_counts(tmp_path: Path) -> None:

@@ -148,14 +148,15 @@ def load_diffusion(
         upcast = json.loads((Path(folder) / "vae" / "config.json").read_text()).get("force_upcast", False)
         keep = kind == "sdxl" and upcast and precision == "fp16"
         vae = _model(diffusers.AutoencoderKL, Path(folder), "vae", torch.float32 if keep else dtype)
-    scheduler = _scheduler(_json(Path(folder) / "scheduler" / "scheduler_config.json", Path(folder), "scheduler"))
-    return _frozen(unet, vae, scheduler, kind, str(folder), device, checkpointing)
+    scheduler = ddim_schedule(_json(Path(folder) / "scheduler" / "scheduler_config.json", Path(folder), "scheduler"))
+    return frozen_parts(unet, vae, scheduler, kind, str(folder), device, checkpointing)
 
 
-def _frozen(
+def frozen_parts(
     unet: Any, vae: Any, scheduler: Any, kind: Kind, source: str, device: Any, checkpointing: bool
 ) -> DiffusionParts:
-    vae.decoder = None  # guidance only encodes
+    """Without the decoder, which guidance does not need; no gradients for weights, evaluation mode, on a device."""
+    vae.decoder = None
     vae.post_quant_conv = None
     for part in (unet, vae):
         part.requires_grad_(False).eval().to(device)
@@ -196,7 +197,7 @@ def _model(kind: Any, folder: Path, part: str, dtype: torch.dtype) -> Any:
     return model.to(dtype)
 
 
-def _scheduler(entries: Mapping[str, Any]) -> Any:
+def ddim_schedule(entries: Mapping[str, Any]) -> Any:
     """A DDIM schedule with the betas of whatever scheduler the folder names."""
     names = ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps", "trained_betas", "prediction_type")
     known = {name: entries[name] for name in (*names, "rescale_betas_zero_snr") if entries.get(name) is not None}

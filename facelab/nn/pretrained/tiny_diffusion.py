@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Stable Diffusion of a few thousand random weights: real diffusers networks, built from configurations.
+"""Stable Diffusion with random weights: real diffusers networks, built from configurations.
 
-It serves tests and the demonstration without a download. It has learnt nothing: guidance by it runs every step of the
-real thing and changes a picture at random. Everything it makes is labelled :data:`~facelab.nn.pretrained.diffusion.TINY`.
+The tiny one has a few thousand weights and serves tests and the demonstration without a download. It has learnt
+nothing: guidance by it runs every step of the real thing and changes a picture at random. Everything it makes is labelled
+:data:`~facelab.nn.pretrained.diffusion.TINY`. The one of full size serves measurements of time and memory.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from torch import Tensor, nn
 
 from facelab.files import atomic_path
 from facelab.nn.pretrained.diffusion import (
+    DTYPES,
     TINY,
     DiffusionParts,
     Kind,
+    Precision,
     PromptEmbeddings,
-    _frozen,
-    _scheduler,
+    ddim_schedule,
+    frozen_parts,
 )
 from facelab.nn.pretrained.text_packages import package, quiet
 
@@ -65,12 +68,57 @@ TEXT: Mapping[str, Any] = {
     "num_attention_heads": 2,
     "max_position_embeddings": TOKENS,
 }
+FULL = "random-sd-2.1-base-sizes"  # what the one of full size is called
+FULL_WIDTH = 1024  # of its embeddings
+FULL_UNET: Mapping[str, Any] = {
+    "sample_size": 64,
+    "block_out_channels": (320, 640, 1280, 1280),
+    "layers_per_block": 2,
+    "attention_head_dim": (5, 10, 20, 20),
+    "cross_attention_dim": FULL_WIDTH,
+    "use_linear_projection": True,
+}
+FULL_VAE: Mapping[str, Any] = {
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "latent_channels": 4,
+    "sample_size": 512,
+    "scaling_factor": 0.18215,
+}
 
 
 def tiny_diffusion(seed: int = 0, kind: Kind = "sd", device: torch.device | str = "cpu") -> DiffusionParts:
     """Denoiser, encoder and schedule with weights that depend on the seed alone. UserError without the packages."""
     unet, vae = _networks(seed, kind)
-    return _frozen(unet, vae, _scheduler(BETAS), kind, f"{TINY}/{kind}/seed{seed}", device, False)
+    return frozen_parts(unet, vae, ddim_schedule(BETAS), kind, f"{TINY}/{kind}/seed{seed}", device, False)
+
+
+def full_size_diffusion(
+    precision: Precision = "bf16",
+    device: torch.device | str = "cpu",
+    checkpointing: bool = False,
+    unet: Mapping[str, Any] = FULL_UNET,
+    vae: Mapping[str, Any] = FULL_VAE,
+) -> tuple[DiffusionParts, PromptEmbeddings]:
+    """Networks of Stable Diffusion 2.1 base's sizes with random weights, and embeddings as random: it costs the same time
+    and memory as the real one. Drawn where they lie, so two kinds of device hold other numbers.
+
+    Args:
+        precision, device, checkpointing: as for :func:`~facelab.nn.pretrained.diffusion.load_diffusion`.
+        unet, vae: other sizes.
+
+    UserError without the packages.
+    """
+    diffusers, dtype = package("diffusers"), DTYPES[precision]
+    with torch.device("meta"):
+        made = diffusers.UNet2DConditionModel(**unet), diffusers.AutoencoderKL(**vae)
+    generator = torch.Generator(device).manual_seed(0)
+    parts = [_drawn(part, dtype, device, generator) for part in made]
+    tokens = torch.randn(2, TOKENS, unet["cross_attention_dim"], generator=torch.Generator().manual_seed(0))
+    found = frozen_parts(parts[0], parts[1], ddim_schedule(BETAS), "sd", FULL, device, checkpointing)
+    return found, PromptEmbeddings(tokens, source=FULL)
 
 
 def tiny_embeddings(prompt: str, negative: str = "", kind: Kind = "sd") -> PromptEmbeddings:
@@ -123,6 +171,19 @@ def _fill(module: Any, seed: int) -> Any:
             spread = (value[0].numel()) ** -0.5
             value.copy_(_numbers(f"{seed}/{name}", tuple(value.shape)) * spread)
     return module.eval()
+
+
+def _drawn(part: nn.Module, dtype: torch.dtype, device: torch.device | str, generator: torch.Generator) -> nn.Module:
+    """A network on the meta device -> the same with memory and scaled normal numbers, ones and zeros."""
+    for child in part.modules():
+        for name, value in list(child.named_parameters(recurse=False)):
+            drawn = torch.empty(value.shape, dtype=dtype, device=device)
+            if value.ndim < 2:
+                drawn.fill_(1.0 if name == "weight" else 0.0)
+            else:
+                drawn.normal_(0.0, value[0].numel() ** -0.5, generator=generator)
+            setattr(child, name, nn.Parameter(drawn, requires_grad=False))
+    return part
 
 
 def _numbers(text: str, shape: tuple[int, ...]) -> Tensor:

@@ -65,10 +65,11 @@ class DoubleDenoiser:
 def schedule(meta: Meta) -> NoiseSchedule:
     """The case's, from its scheduler's settings."""
     c = meta["scheduler_config"]
+    ends, prediction = (c["beta_start"], c["beta_end"], c["num_train_timesteps"]), c.get("prediction_type", "epsilon")
+    if c["beta_schedule"] == "linear":
+        return NoiseSchedule(torch.cumprod(1 - torch.linspace(*ends), dim=0), prediction)
     assert c["beta_schedule"] == "scaled_linear"
-    return NoiseSchedule.scaled_linear(
-        c["beta_start"], c["beta_end"], c["num_train_timesteps"], c.get("prediction_type", "epsilon")
-    )
+    return NoiseSchedule.scaled_linear(*ends, prediction)
 
 
 def distilled(meta: Meta, arrays: Arrays, unet: Any, vae: Any) -> dict[str, Tensor]:
