@@ -113,8 +113,11 @@ class Stage:
         self.variables = dict(variables)
         self.steps = steps
         self.step = 0
-        groups = [{"params": [value], "name": name} for name, value in self.variables.items()]
-        self.optimizer = torch.optim.Adam(groups, lr=0.0, betas=betas, weight_decay=decay)
+        groups: dict[str, dict[str, Any]] = {}  # what shares a rate moves in one go
+        for name, value in self.variables.items():
+            kind = name.partition("/")[0] if "/" in name or name == VIEW else ""
+            groups.setdefault(kind, {"params": [], "kind": kind})["params"].append(value)
+        self.optimizer = torch.optim.Adam(list(groups.values()), lr=0.0, betas=betas, weight_decay=decay)
 
     @property
     def finished(self) -> bool:
@@ -122,7 +125,8 @@ class Stage:
         return self.step >= self.steps
 
     def _descend(self, total: Tensor, parts: Mapping[str, Tensor], rate: Callable[[str], float]) -> None:
-        """Back-propagate the sum and take one step; ``rate`` is the learning rate by name.
+        """Back-propagate the sum and take one step; ``rate`` is the learning rate by kind: what stands before the slash
+        in the names, empty without one.
 
         Raises:
             NotFiniteError: loss or derivative are not finite; names the losses, and nothing has moved.
@@ -131,12 +135,12 @@ class Stage:
         total.sum().backward()
         gradients = []
         for group in self.optimizer.param_groups:
-            group["lr"] = rate(group["name"])
+            group["lr"] = rate(group["kind"])
             for value in group["params"]:
                 value.grad = torch.zeros_like(value) if value.grad is None else value.grad
                 gradients.append(value.grad)
-        largest = [value.abs().amax() for value in (total.detach(), *gradients)]  # NaN is the largest
-        if not bool(torch.isfinite(torch.stack(largest)).all()):
+        largest = torch.nn.utils.get_total_norm([total.detach(), *gradients], torch.inf)  # NaN where any is
+        if not bool(torch.isfinite(largest)):
             bad = [name for name, value in parts.items() if not bool(torch.isfinite(value).all())]
             what = f"the loss {', '.join(bad)}" if bad else "the derivative of the loss"
             self.optimizer.zero_grad(set_to_none=True)
@@ -230,7 +234,7 @@ class Inversion(Stage):
             self._remember(total.detach())
         rate = self.settings.rate_at(step)
         factors = {"noise": self.settings.noise_factor, VIEW: self.settings.view_factor}
-        self._descend(total, parts, lambda name: rate * factors.get(name.partition("/")[0], 1.0))
+        self._descend(total, parts, lambda kind: rate * factors.get(kind, 1.0))
         for name, value in self.variables.items():
             if name.startswith("noise/"):
                 normalise_noise(value.detach())

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -17,15 +19,31 @@ def noise_correlation(noise: Tensor) -> Tensor:
         noise: (N, 1, H, W), square; at every scale down to 8 pixels, squared means of products with the neighbour to
             the right and below are summed.
     """
-    if noise.ndim != 4 or noise.shape[1] != 1:
-        raise ValueError(f"noise maps must be (N, 1, H, W), got {tuple(noise.shape)}")
-    total = noise.new_zeros(len(noise))
-    while True:
+    return noise_correlations([noise])
+
+
+def noise_correlations(maps: Sequence[Tensor]) -> Tensor:
+    """:func:`noise_correlation` summed over maps of several sizes -> (N,); maps of one side go together at every scale.
+
+    ValueError for no maps or another shape.
+    """
+    by_side: dict[int, list[Tensor]] = {}
+    for noise in maps:
+        if noise.ndim != 4 or noise.shape[1] != 1:
+            raise ValueError(f"noise maps must be (N, 1, H, W), got {tuple(noise.shape)}")
+        by_side.setdefault(noise.shape[-1], []).append(noise)
+    if not by_side:
+        raise ValueError("no noise maps, expected at least one")
+    total = maps[0].new_zeros(len(maps[0]))
+    while by_side:
+        side = max(by_side)
+        stack = torch.cat(by_side.pop(side), dim=1)
         for axis in (3, 2):
-            total = total + (noise * noise.roll(1, axis)).mean(dim=(1, 2, 3)).square()
-        if noise.shape[-1] <= SMALLEST:
-            return total
-        noise = F.avg_pool2d(noise, 2)
+            total = total + (stack * stack.roll(1, axis)).mean(dim=(2, 3)).square().sum(1)
+        if side > SMALLEST:
+            half = F.avg_pool2d(stack, 2)
+            by_side.setdefault(half.shape[-1], []).append(half)
+    return total
 
 
 @torch.no_grad()

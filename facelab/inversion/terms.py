@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from facelab.inversion.noise import noise_correlation
+from facelab.inversion.noise import noise_correlations
 from facelab.inversion.problem import Moment, Target, Term
 from facelab.inversion.start import CodeStatistics
 from facelab.losses.perceptual import PerceptualNet, at_most, perceptual_distance
@@ -71,4 +71,4 @@ def noise_term(moment: Moment) -> Tensor:
     """What keeps noise maps noise, summed over the maps."""
     if not moment.noise:
         return moment.target.picture.new_zeros(len(moment.target))
-    return torch.stack([noise_correlation(value) for value in moment.noise.values()]).sum(0)
+    return noise_correlations(list(moment.noise.values()))

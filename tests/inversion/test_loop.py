@@ -14,7 +14,7 @@ from facelab.cameras.sphere import sphere_camera
 from facelab.draws import Draws
 from facelab.errors import UserError
 from facelab.inversion.loop import Inversion, InversionSettings, advance_until, constant_rate
-from facelab.inversion.noise import noise_correlation, normalise_noise
+from facelab.inversion.noise import noise_correlation, noise_correlations, normalise_noise
 from facelab.inversion.problem import Moment
 from facelab.inversion.schedules import perturbation, ramped_rate
 from facelab.inversion.start import code_statistics, random_latents, start_statistics
@@ -208,3 +208,14 @@ def test_start_and_prior() -> None:
     target, _ = own_pictures(Double(), torch.zeros(500, 2))
     moment = make_problem(target).moment(codes, {}, {}, target.camera, (0, 1, ""))
     assert float(prior_term(found)(moment).mean()) == pytest.approx(1.0, rel=1e-4)
+
+
+def test_noise_maps_of_all_sizes_together_as_one_by_one() -> None:
+    source = torch.Generator().manual_seed(2)
+    maps = [torch.randn(2, 1, side, side, generator=source) for side in (4, 8, 8, 16, 32, 32)]
+    expected = torch.stack([noise_correlation(value) for value in maps]).sum(0)
+    torch.testing.assert_close(noise_correlations(maps), expected)
+    with pytest.raises(ValueError, match=r"noise maps must be \(N, 1, H, W\), got \(4, 4\)"):
+        noise_correlations([torch.zeros(4, 4)])
+    with pytest.raises(ValueError, match="no noise maps"):
+        noise_correlations([])

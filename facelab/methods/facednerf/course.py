@@ -147,7 +147,7 @@ class Course:
         """Average and deviation of the codes of random latents under the front camera."""
         c = self.config
         z = numpy_latents(c.codes.start_seed, c.codes.start_samples, self.model.generator.latent_spec["z"][0])
-        label = self.model.camera(c).label().float().expand(len(z), -1)
+        label = self.model.camera(c).label().float().to(self.model.device).expand(len(z), -1)
         return start_statistics(self.model.generator, {"z": z.to(label.device)}, label, repeated=("w",))
 
     def inversion(self, start: Codes | None = None) -> Inversion:

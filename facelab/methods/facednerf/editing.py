@@ -185,7 +185,7 @@ def random_codes(course: Course, count: int) -> Codes:
     generator, device = course.model.generator, course.model.device
     drawn = [Draws(course.config.seed).at(phase="generate-start", chunk=i) for i in range(count)]
     z = torch.cat([sample_latents(generator.latent_spec, draws, 1, device)["z"] for draws in drawn])
-    codes = generator.map({"z": z}, course.model.camera(course.config).label().float())
+    codes = generator.map({"z": z}, course.model.camera(course.config).label().float().to(device))
     average = course.statistics.average
     return codes.map(lambda w: torch.lerp(average.values["w"].to(w), w, RANDOM_START))
 

@@ -66,10 +66,10 @@ class Model:
         return self.generator.config.image_resolution(settings.resolution)
 
     def camera(self, config: FaceDNeRFConfig, horizontal: float = 0.0, vertical: float = 0.0) -> Camera:
-        """One camera, moved from the front by two angles in radians (the vertical one in EG3D's even measure)."""
+        """One camera on the CPU, moved from the front by two angles in radians (the vertical one in EG3D's even measure)."""
         h, v = config.centre
         view = self.view
-        return orbit_camera(h + horizontal, v + vertical, view.radius, view.pivot, view.focal).to(self.device)
+        return orbit_camera(h + horizontal, v + vertical, view.radius, view.pivot, view.focal)
 
     def noise_sizes(self) -> dict[str, tuple[int, int]]:
         """Height and width of the backbone's noise maps by layer."""

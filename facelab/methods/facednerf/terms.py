@@ -44,7 +44,7 @@ class SideView:
 
     Attributes:
         picture: (N, 3, S, S) in about [-1, 1], not clamped.
-        camera: N cameras, the same for every photo.
+        camera: N cameras, the same for every photo; on the CPU, so that nothing waits for the device.
         angles: horizontal and vertical angle away from the front, radians (the vertical one in EG3D's even measure).
         draws: random numbers of the step.
         progress: 0..1 of the stage.
@@ -104,8 +104,8 @@ def world_light(light: Tensor) -> LightGoal:
     Args:
         light: (9,), (1, 9) or (N, 9) in world terms (:mod:`facelab.lighting`), what ``light_from_yaml`` returns.
     """
-    known = light if light.ndim > 1 else light[None]
-    return lambda side: to_dpr(known.to(side.picture), side.camera.to(side.picture))
+    known = (light if light.ndim > 1 else light[None]).detach().cpu().float()
+    return lambda side: to_dpr(known, side.camera).to(side.picture)
 
 
 def reference_goal(function: str | PolarFunction, sampled: bool = False) -> LightGoal:
@@ -139,7 +139,7 @@ def side_view(model: Model, config: FaceDNeRFConfig, moment: Moment) -> SideView
         u = draws.uniform("side", (2,)).double() - 0.5
         angles = (float(u[0]) * config.side.width, float(u[1]) * config.side.height)
         camera = model.camera(config, *angles).map(lambda x: x.expand(len(moment.target), *x.shape[1:]))
-        picture = moment.render(camera, draws).rgb
+        picture = moment.render(camera.to(model.device), draws).rgb
         moment.shared(SIDE, lambda: picture)
         return SideView(picture, camera, angles, draws, moment.step / max(1, moment.steps))
 
@@ -237,13 +237,13 @@ def locality_term(model: Model, generator: Any, pivot: Codes, config: FaceDNeRFC
         pivot: codes ``w`` (1, L, W).
     """
     settings, samples = model.settings(config), config.tune.locality_samples
-    label = model.camera(config).label().float()
+    label = model.camera(config).label().float().to(model.device)
 
     def term(moment: Moment) -> Tensor:
         draws = moment.draws.at(phase=f"{moment.draws.phase}/locality")
         u = draws.uniform("side", (2,)).double() - 0.5
         camera = model.camera(config, float(u[0]) * config.side.width, float(u[1]) * config.side.height)
-        camera = camera.map(lambda x: x.expand(samples, *x.shape[1:]))
+        camera = camera.map(lambda x: x.expand(samples, *x.shape[1:])).to(model.device)
         with torch.no_grad():
             z = draws.normal("z", (samples, *model.generator.latent_spec["z"])).to(label.device)
             random = model.generator.map({"z": z}, label)
