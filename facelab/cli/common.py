@@ -86,7 +86,7 @@ def explain(error: BaseException) -> str | None:
         return "interrupted"
     if isinstance(error, BrokenPipeError):
         return "the reader of the output went away"
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # the second: torch, on a CPU
         return "out of memory; lower --image-size, --max-points or the batch"
     if type(error).__name__ == "OutOfMemoryError":
         return (

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,8 +125,9 @@ def generate_facednerf(model: Path, seeds: list[int], from_average: bool, **opti
     from facelab.cli.facednerf_results import told, write_result
 
     resume, task = options.pop("resume"), {"from_average": from_average}
+    names = [f"{slug(options)}-{seed}" for seed in seeds]
+    runs.usable_sessions([options["out"] / name for name in names], resume)  # before anything large is read
     run = _prepare("generate_facednerf", model, "generate", options, task, _portrait_as_it_is, photo=False)
-    names = [f"{slug(run.task)}-{seed}" for seed in seeds]
     jobs = runs.open_seeds(run, seeds, names, resume)
 
     def finish(job: runs.Job, found: runs.Found) -> None:
@@ -161,6 +162,9 @@ def _on_photos(command: str, model: Path, given: Sequence[Path], preset: str, op
         taken = take_portrait(path, seen_as, detector, camera_of(None, path, [path]), estimator)
         return taken.picture, taken.label
 
+    ending = slug(options)
+    names = [f"{photo.stem}-{ending}" if ending else photo.stem for photo in photos]
+    runs.usable_sessions([options["out"] / name for name in names], resume)  # before anything large is read
     run = _prepare(command, model, preset, options, {"compare": compare}, lamp)
     view = run.face.view
     choices = PortraitChoices(run.side, view.radius, view.pivot, aligned, face, force)
@@ -171,8 +175,6 @@ def _on_photos(command: str, model: Path, given: Sequence[Path], preset: str, op
         note = "note: its camera lies beside it, so it counts as a crop; --camera face finds both anew"
         return dataclasses.replace(taken, notes=(note, *taken.notes)) if beside else taken
 
-    ending = slug(run.task)
-    names = [f"{photo.stem}-{ending}" if ending else photo.stem for photo in photos]
     jobs = runs.open_photos(run, photos, names, take, resume)
     compared = runs.reconstructions(run, jobs, batch) if compare else {}
 
@@ -262,7 +264,7 @@ def _portrait_as_it_is(path: Path) -> tuple[Any, Any]:
     return np.array(open_photo(path)), camera_of(None, path, [path])
 
 
-def slug(task: dict[str, Any]) -> str:
+def slug(task: Mapping[str, Any]) -> str:
     """A name for a folder from prompt and light: letters, digits and dashes.
 
     >>> slug({"prompt": "A man's  short, blue hair", "light": "right"})

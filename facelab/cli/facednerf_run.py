@@ -160,8 +160,8 @@ def open_photos(
             damaged session.
     """
     sessions = {photo: Session(run.outputs.out / name) for photo, name in zip(photos, names, strict=True)}
-    begun = _usable(list(sessions.values()), resume)
-    prepared = {photo: take(photo) for photo, session in sessions.items() if session not in begun}
+    begun = usable_sessions([session.folder for session in sessions.values()], resume)
+    prepared = {photo: take(photo) for photo, session in sessions.items() if session.folder not in begun}
     jobs = []
     for photo, session in sessions.items():
         described = run.described(str(photo.resolve()))
@@ -180,22 +180,23 @@ def open_photos(
 def open_seeds(run: Run, seeds: Sequence[int], names: Sequence[str], resume: bool) -> list[Job]:
     """Begin or reopen the folder of each head that has no photo. UserError as :func:`open_photos`."""
     jobs = [Job(name, Session(run.outputs.out / name), None, seed) for seed, name in zip(seeds, names, strict=True)]
-    begun = _usable([job.session for job in jobs], resume)
+    begun = usable_sessions([job.session.folder for job in jobs], resume)
     for job in jobs:
         described = run.described(f"seed {job.seed}")
-        if job.session in begun:
+        if job.session.folder in begun:
             _expect(job.session, described)
         else:
             job.session.begin(described)
     return jobs
 
 
-def _usable(sessions: Sequence[Session], resume: bool) -> list[Session]:
+def usable_sessions(folders: Sequence[Path], resume: bool) -> dict[Path, Session]:
     """Those that were begun. UserError for folders of something else, or begun ones without ``resume``."""
+    sessions = [Session(folder) for folder in folders]
     for session in sessions:
         if not session.begun and session.folder.is_dir() and any(session.folder.iterdir()):
             raise UserError(f"{session.folder} holds other files and no session of this command; choose another --out")
-    return begun_before(sessions, resume, "a session")
+    return {session.folder: session for session in begun_before(sessions, resume, "a session")}
 
 
 def _expect(session: Session, described: dict[str, Any]) -> None:

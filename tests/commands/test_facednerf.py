@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import facelab
 from facelab.cameras import Camera
@@ -24,6 +25,7 @@ from facelab.inversion.loop import Stage
 from facelab.inversion.session import Session
 from tests.commands.eg3d_models import SIDE, crop, make_model
 from tests.commands.running import invoke, succeed
+from tests.commands.test_facednerf_document import rows as document_rows
 from tests.commands.test_invert_cnerf import StopAt
 from tests.conftest import CHECKOUT
 
@@ -59,9 +61,8 @@ def test_a_crop_with_its_camera(model: Path, tmp_path: Path) -> None:
     assert "its camera lies beside it" in result.stderr and "PSNR" in result.stdout
     session = tmp_path / "out" / "me"
     names = {path.name for path in session.iterdir()}
-    assert names >= {"settings.yaml", "target.png", "latents.safetensors", "latent.npy", "noise.safetensors",
-                     "generator.safetensors", "front.png", "views.png", "sheet.png", "metrics.json", "losses.jsonl",
-                     "video.mp4", "state.safetensors", "tuning.safetensors"}  # fmt: skip
+    documented = re.findall(r"`([\w/.]+)`", "".join(row[0] for row in document_rows("files")))
+    assert names == {name.strip("/") for name in documented} - {"reconstruction"}
     steps = {path.name for path in (session / "steps").iterdir()}
     assert steps == {f"front_{kind}.png" for kind in ("codes_00000", "codes_00002", "tune_00000", "tune_00001")}
     assert [(row["step"], row["stage"]) for row in rows(session)] == [
@@ -183,10 +184,13 @@ def test_ctrl_c_saves_and_resume_gives_the_same(
 
 
 def test_side_by_side_is_as_one_by_one(model: Path, tmp_path: Path) -> None:
-    photos = [crop(tmp_path, "a", 1), crop(tmp_path, "b", 2, sideways=-0.3)]
+    """Of a folder with crops and cameras, as the original has it."""
+    (tmp_path / "data").mkdir()
+    crop(tmp_path / "data", "a", 1)
+    crop(tmp_path / "data", "b", 2, sideways=-0.3)
     for batch in (1, 2):
         options = ("--batch", batch, "--set", "render.jitter=false", "--out", tmp_path / str(batch))
-        succeed("invert_eg3d", model, *photos, *options, *SHORT)
+        succeed("invert_eg3d", model, tmp_path / "data", *options, *SHORT)
     one, two = ([np.load(tmp_path / batch / name / "latent.npy") for name in ("a", "b")] for batch in ("1", "2"))
     apart = np.abs(one[0] - one[1]).mean()
     for alone, together in zip(one, two, strict=True):
@@ -263,6 +267,9 @@ def test_bad_input(model: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "skewed.npy", skewed)
     (tmp_path / "cut.pt").write_bytes(b"half a file")
     torch.save({"stem.weight": torch.zeros(3)}, tmp_path / "other.pt")
+    tensors, about = load_file(model), safe_open(model, "pt").metadata()
+    longest = max(tensors, key=lambda name: tensors[name].numel())
+    save_file({**tensors, longest: tensors[longest][:1].clone()}, tmp_path / "sizes.safetensors", about)
     invert, relight, edit = (lambda *a, n=name: (n, model, photo, *SHORT, *a) for name in (
         "invert_eg3d", "relight_facednerf", "edit_facednerf"
     ))  # fmt: skip
@@ -274,6 +281,7 @@ def test_bad_input(model: Path, tmp_path: Path) -> None:
             "square crop, got 64x32",
         ),
         (("invert_eg3d", "fenerf_synthetic_64", photo, *SHORT), "is a fenerf model, expected an EG3D model"),
+        (("invert_eg3d", tmp_path / "sizes.safetensors", photo, *SHORT), "weights do not fit the configuration"),
         (("invert_eg3d", tmp_path / "cut.pt", photo, *SHORT), "is a file of an original program"),
         (invert("--camera", tmp_path / "short.npy"), "expected 25 numbers.*got 24"),
         (invert("--camera", "1,2,3,4"), "expects 25 finite numbers .*got 4"),
