@@ -199,6 +199,16 @@ def test_half_precision_keeps_gradients_that_the_originals_order_loses() -> None
     assert (of() == 0).float().mean() == 0
 
 
+def test_in_single_precision_both_orders_of_weighting_agree() -> None:
+    x, found = pictures().requires_grad_(), []
+    for weighted in (False, True):
+        guided = made(towards(0.3), reference=GuidanceReference(weighted_backward=weighted))
+        loss = guided.loss(x, Draws(0))
+        found.append((loss.detach(), torch.autograd.grad((1e-5 * loss).sum(), x)[0]))
+    torch.testing.assert_close(found[0][0], found[1][0])
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-4, atol=1e-5 * float(found[0][1].abs().max()))
+
+
 def test_what_is_not_finite_shows_in_the_loss_unless_replaced() -> None:
     answer: Answer = lambda x, a, p: x / 0 * p
     x = pictures().requires_grad_()

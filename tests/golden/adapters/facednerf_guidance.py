@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,13 +16,7 @@ from torch.nn import functional as F
 
 from facelab.draws import TapeDraws
 from facelab.losses.identity import IdentityLoss
-from facelab.losses.score_distillation import (
-    Distilled,
-    GuidanceReference,
-    GuidanceSettings,
-    NoiseSchedule,
-    ScoreDistillation,
-)
+from facelab.losses.score_distillation import GuidanceReference, GuidanceSettings, NoiseSchedule, ScoreDistillation
 from facelab.nn.pretrained.arcface import ArcFace, FaceIdentity, arcface_from_published, published_names
 from tests.golden.adapters.arcface import pattern
 from tests.golden.harness import Arrays, Meta, case_weights, given
@@ -73,30 +67,18 @@ def schedule(meta: Meta) -> NoiseSchedule:
 
 
 def distilled(meta: Meta, arrays: Arrays, unet: Any, vae: Any) -> dict[str, Tensor]:
-    """Everything that both cases ask for; the gradient of the picture carries the weight."""
-    reference = GuidanceReference(weighted_backward=True, replace_non_finite=True, bilinear=True)
-    settings = GuidanceSettings(
-        guidance=meta["guidance_scale"], picture_size=meta["image_size"], precision="fp32", reference=reference
-    )
+    """Everything that both cases ask for; the gradient of the picture carries the weight. Reference: interpolation."""
+    reference = GuidanceReference(bilinear=True)
+    settings = GuidanceSettings(guidance=meta["guidance_scale"], picture_size=meta["image_size"], reference=reference)
     tape = TapeDraws(tape={"sds/posterior": arrays["posterior_eps"].float(), "sds/noise": arrays["noise"].float()})
     guided = ScoreDistillation(unet, vae, schedule(meta), arrays["text_embeddings"], settings)
-    ours = ScoreDistillation(
-        unet,
-        vae,
-        schedule(meta),
-        arrays["text_embeddings"],
-        replace(settings, reference=GuidanceReference(bilinear=True)),
-    )
     stride, pool = meta["stored_stride"], meta["image_grad_pool"]
     outputs: dict[str, Tensor] = {}
     for time in meta["timesteps"]:
         image = arrays["image"].clone().requires_grad_()
         t = torch.full((len(image),), time)
         (gradient,) = torch.autograd.grad(meta["weight"] * guided.loss(2 * image - 1, tape, timesteps=t).sum(), image)
-        found: Distilled = ours.gradient(2 * image - 1, tape, timesteps=t)[1]
-        leaf = arrays["image"].clone().requires_grad_()
-        (same,) = torch.autograd.grad(meta["weight"] * ours.loss(2 * leaf - 1, tape, timesteps=t).sum(), leaf)
-        torch.testing.assert_close(same, gradient, rtol=1e-4, atol=1e-9)  # in float32 both ways agree
+        found = guided.gradient(2 * image - 1, tape, timesteps=t)[1]
         latent = found.latent_gradient
         outputs[f"grad_latent_t{time}"] = latent[:, :, ::stride, ::stride]
         outputs[f"grad_latent_mean_std_t{time}"] = torch.stack([latent.mean(), latent.std()])
@@ -120,7 +102,7 @@ def two_threads() -> Iterator[None]:
 
 @given(*INPUTS)
 def sds_fake(meta: Meta, arrays: Arrays) -> dict[str, Tensor]:
-    """On doubles, at several time steps. References: the original's order of weighting and its interpolation."""
+    """On doubles, at several time steps."""
     encoder, denoiser = meta["vae_double"], meta["unet_double"]
     vae = DoubleEncoder(arrays["A"], encoder["pool"], encoder["posterior_std"], meta["scaling_factor"])
     return distilled(meta, arrays, DoubleDenoiser(arrays["D"], denoiser["x"], denoiser["t"]), vae)
