@@ -8,12 +8,40 @@ cases replay recorded numbers with :class:`TapeDraws`.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """A copy of ``value`` with the function applied to every tensor inside tuples, lists, mappings and dataclasses."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(map_tensors(function, item) for item in value))
+    if isinstance(value, (tuple, list)):
+        return type(value)(map_tensors(function, item) for item in value)
+    if isinstance(value, Mapping):
+        return {key: map_tensors(function, item) for key, item in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = [f.name for f in dataclasses.fields(value) if f.init]
+        return replace(value, **{name: map_tensors(function, getattr(value, name)) for name in fields})
+    return value
+
+
+def moved(value: Tensor, device: torch.device | str) -> Tensor:
+    """``value`` on ``device`` without waiting for the work queued there (a plain ``.to`` would)."""
+    device = torch.device(device)
+    if device.type != "cuda" or value.device.type == "cuda":
+        return value.to(device)
+    return value.pin_memory().to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -57,6 +85,15 @@ class Draws:
     ) -> Tensor:
         """Uniform numbers in [0, 1) of the given shape, drawn on ``device``."""
         return torch.rand(tuple(shape), generator=self.generator(name, device), device=device, dtype=dtype)
+
+    def host(self, make: Callable[[Draws], T], device: torch.device | str) -> T:
+        """What ``make`` computes of these draws on the CPU, with its tensors moved to ``device``.
+
+        Anything made of random numbers on the CPU and used on a GPU goes through here, so that a step that is played
+        back (:mod:`facelab.training.graphs`) can make it anew. ``make`` depends on nothing that changes with the step
+        but its argument.
+        """
+        return map_tensors(lambda tensor: moved(tensor, device), make(self))
 
     def generator(self, name: str, device: torch.device | str = "cpu") -> torch.Generator:
         """A fresh ``torch.Generator`` for this place and name."""

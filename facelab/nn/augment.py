@@ -84,8 +84,8 @@ class RandomNumbers:
     def __init__(self, draws: Draws, count: int, device: torch.device) -> None:
         columns = [sum(pair[kind] for pair in NUMBERS.values()) for kind in (0, 1)]
         self._all = (
-            draws.uniform("augment/uniform", (count, columns[0])).to(device, non_blocking=True),
-            draws.normal("augment/normal", (count, columns[1])).to(device, non_blocking=True),
+            draws.host(lambda own: own.uniform("augment/uniform", (count, columns[0])), device),
+            draws.host(lambda own: own.normal("augment/normal", (count, columns[1])), device),
         )
 
     def _columns(self, step: str, kind: int) -> Tensor:

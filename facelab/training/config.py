@@ -17,12 +17,14 @@ RUN_CONSTANTS = (
     "seed",
     "precision",
     "max_steps",
+    "cuda_graphs",
     "nan",
     "nan_limit",
 )  # of TrainConfig: read once, from the first stage
 RESUME_MAY_CHANGE = (
     "train.max_steps",
     "train.workers",
+    "train.cuda_graphs",
     "train.nan_limit",
     "checkpoint",
     "log",
@@ -54,6 +56,7 @@ class TrainConfig:
     nan: Literal["skip", "stop", "reference"] = "skip"  # not finite: skip the update | stop | NaN 0, inf 1e5
     nan_limit: int = 3  # skipped steps in a row after which the run stops
     workers: int = 2  # processes or threads that read data, per process
+    cuda_graphs: bool = False  # queue the kernels of a phase at once, and play them back at every step
     compile: bool = False  # methods compile the parts that are differentiated once
 
     def __post_init__(self) -> None:

@@ -68,10 +68,3 @@ def chunk_of(batch: Any, first: int, count: int) -> Any:
         elif value is not None:  # cameras, one for each frame
             parts[field.name] = value[first * frames : (first + count) * frames]
     return replace(batch, **parts)
-
-
-def to_device(value: Tensor, device: torch.device) -> Tensor:
-    """``value`` on ``device`` without waiting for the work queued there (a plain ``.to`` would)."""
-    if device.type != "cuda" or value.device.type == "cuda":
-        return value.to(device)
-    return value.pin_memory().to(device, non_blocking=True)

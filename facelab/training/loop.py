@@ -29,8 +29,9 @@ from facelab.training.checkpointing import Parts, Position
 from facelab.training.config import check_shares, global_batch, sections
 from facelab.training.distributed import DelayedFlag, Distributed
 from facelab.training.ema import Ema
-from facelab.training.feed import Feed, chunk_of, to_device
+from facelab.training.feed import Feed, chunk_of
 from facelab.training.gradients import FlatGradients, GradientArena, NanWatch
+from facelab.training.graphs import PhaseGraphs
 from facelab.training.logging import Logger, PhaseTimer, Throughput, peak_memory
 from facelab.training.optimizers import PhaseOptimizer
 from facelab.training.phases import AfterPhase, Phase, PhaseContext, SharedResults, Sums
@@ -173,6 +174,8 @@ class Trainer:
             raise ValueError(f"{sorted(clash)} name both a network and an average")
         self.averages = {name: self._average(spec) for name, spec in self._ema_specs.items()}
         self._arena = GradientArena()
+        graphs = sections(self.config)[0].cuda_graphs
+        self._graphs = PhaseGraphs(self.device.type == "cuda", lambda text: self.logger.say(text)) if graphs else None
         self._gradients: dict[str, FlatGradients] = {}
 
     def _average(self, spec: EmaSpec) -> Ema:
@@ -313,7 +316,12 @@ class Trainer:
             if real is not None and len(chunks) > 1:
                 part = chunk_of(real, place * size, size)
             context = self._context(phase, progress, chunk, size, part, statistics)
-            self._backward(phase, context, weight * phase.every)
+            work = functools.partial(self._backward, phase, weight=weight * phase.every)
+            if self._graphs is None:
+                work(context)
+            else:
+                key = (phase.name, chunk, size, self.row, gradients.flat.data_ptr())
+                self._graphs.run(key, context, work)
         self.distributed.sum_(gradients.flat)
         replace = self.train.nan == "reference" and not self.scale.enabled
         norm, bad = gradients.finish(self.scale.scale, self.train.grad_clip, replace)
@@ -348,12 +356,11 @@ class Trainer:
     ) -> PhaseContext:
         name = f"warmup/{phase.name}" if progress.warmup else phase.name
         draws = Draws(self.train.seed, progress.step, name, chunk)
-        move = functools.partial(to_device, device=self.device)
         logged = _Prefixed(self._sums, phase.name)
         cast = functools.partial(autocast, self.train.precision, self.device)
         return PhaseContext(
             progress, self.config, self.models, self.device, size, chunk, chunk * size, draws, real,
-            self._shared, logged, statistics, self.scale.scale, cast, move,
+            self._shared, logged, statistics, self.scale.scale, cast,
         )  # fmt: skip
 
     def _backward(self, phase: Phase, context: PhaseContext, weight: float) -> None:

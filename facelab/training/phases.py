@@ -3,19 +3,20 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from facelab.draws import Draws
+from facelab.draws import Draws, map_tensors, moved
 from facelab.training.schedule import Progress
 
 Losses = Iterator[tuple[str, Tensor]]
+T = TypeVar("T")
+H = TypeVar("H", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,6 @@ class PhaseContext:
     _statistics: Sums
     _scale: Tensor
     _autocast: Callable[[bool], AbstractContextManager]
-    _move: Callable[[Tensor], Tensor]
 
     @property
     def step(self) -> int:
@@ -158,8 +158,20 @@ class PhaseContext:
         return self._scale
 
     def to_device(self, value: Tensor) -> Tensor:
-        """A tensor drawn on the CPU, on the device, without waiting for the work queued there."""
-        return self._move(value)
+        """A tensor on the device, without waiting for the work queued there; what draws made goes through ``host``."""
+        return moved(value, self.device)
+
+    def host(self, make: Callable[[Draws], T], draws: Draws | None = None) -> T:
+        """Tensors computed of draws on the CPU, on the device; see :meth:`facelab.draws.Draws.host`."""
+        return (self.draws if draws is None else draws).host(make, self.device)
+
+    def schedule(self, make: Callable[[Progress], float]) -> Tensor:
+        """A number that changes with the progress (a weight, a probability), as a scalar tensor on the device."""
+        return moved(torch.tensor(make(self.progress), dtype=torch.float32), self.device)
+
+    def decide(self, make: Callable[[Draws, Progress], H], draws: Draws | None = None) -> H:
+        """What Python branches on: a coin of the draws on the CPU, a resolution that follows the progress."""
+        return make(self.draws if draws is None else draws, self.progress)
 
     def autocast(self, enabled: bool = True) -> AbstractContextManager:
         """The run's autocast, or none: ``with ctx.autocast(False): ...`` for parts that need fp32."""
@@ -191,15 +203,4 @@ class AfterPhase:
 
 def detach(value: Any) -> Any:
     """Tensors without graph, inside tuples, lists, dicts and dataclasses too."""
-    if isinstance(value, Tensor):
-        return value.detach()
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*map(detach, value))
-    if isinstance(value, (tuple, list)):
-        return type(value)(detach(item) for item in value)
-    if isinstance(value, Mapping):
-        return {key: detach(item) for key, item in value.items()}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        changes = {f.name: detach(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
-        return dataclasses.replace(value, **changes)
-    return value
+    return map_tensors(Tensor.detach, value)

@@ -69,7 +69,7 @@ class LossScale:
         good = torch.where(bad, torch.zeros_like(self._good), self._good + 1)
         grow = good >= self.interval
         factor = torch.where(bad, 0.5, torch.where(grow, 2.0, 1.0))
-        self.scale = (self.scale * factor).clamp(min=1.0)
+        self.scale.mul_(factor).clamp_(min=1.0)  # in place: recorded phases read it where it lies
         self._good = torch.where(grow, torch.zeros_like(good), good)
         self._overflow = torch.zeros_like(self._overflow)
 
@@ -83,5 +83,5 @@ class LossScale:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take over a stored scale; a run without fp16 keeps 1."""
         if self.enabled:
-            self.scale = state["scale"].to(self.scale)
+            self.scale.copy_(state["scale"])
             self._good = state["good"].to(self._good)

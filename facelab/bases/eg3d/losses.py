@@ -53,7 +53,8 @@ def label_noise(label: Tensor, deviation: Tensor, strength: float, draws: Draws)
     """(N, 25) labels with normal noise of ``strength`` deviations; the labels given are left as they are."""
     if strength <= 0:
         return label
-    noise = draws.normal("label_noise", label.shape).to(label.device)
+    shape = label.shape
+    noise = draws.host(lambda own: own.normal("label_noise", shape), label.device)
     return label + noise * deviation.to(label.device) * strength
 
 

@@ -271,7 +271,7 @@ class Schedule:
     def resolution(self, ctx: PhaseContext) -> int:
         """Side of the neural rendering at this step."""
         n = ctx.config.neural
-        return neural_resolution(ctx.progress.images, n.initial, n.final, n.fade_kimg)
+        return ctx.decide(lambda _, progress: neural_resolution(progress.images, n.initial, n.final, n.fade_kimg))
 
     def conditioning(self, ctx: PhaseContext, label: Tensor, name: str, per_sample: bool = True) -> Tensor:
         """(N, 25) what the generator is told of the camera: its own, a foreign one, or zeros.
@@ -285,20 +285,21 @@ class Schedule:
             return torch.zeros_like(label)
         if c.swap is None:
             return label
-        probability = swap_probability(ctx.progress.images, c.swap, c.swap_fade_kimg)
+        swap, fade = c.swap, c.swap_fade_kimg
+        probability = ctx.schedule(lambda progress: swap_probability(progress.images, swap, fade))
         if ctx.config.reference.roll_partners:
             partner = label.roll(1, 0)
         else:
-            partner = ctx.to_device(self.labels.draw(ctx.draws, f"{name}_partner", ctx.count))
-        coin = ctx.to_device(ctx.draws.uniform(name, (ctx.count if per_sample else 1, 1)))
+            partner = ctx.host(lambda draws: self.labels.draw(draws, f"{name}_partner", ctx.count))
+        coin = ctx.host(lambda draws: draws.uniform(name, (ctx.count if per_sample else 1, 1)))
         return torch.where(coin < probability, partner, label)
 
     def sample(self, ctx: PhaseContext) -> tuple[Tensor, Tensor]:
         """(N, Z) latent codes and (N, 25) cameras to render from."""
         generator: Any = ctx.models["generator"]
         (width,) = generator.latent_spec["z"]
-        z = ctx.to_device(ctx.draws.normal("z", (ctx.count, width)))
-        return z, ctx.to_device(self.labels.draw(ctx.draws, "label", ctx.count))
+        z = ctx.host(lambda draws: draws.normal("z", (ctx.count, width)))
+        return z, ctx.host(lambda draws: self.labels.draw(draws, "label", ctx.count))
 
     def mix(self, ctx: PhaseContext, codes: Codes, conditioning: Tensor) -> Codes:
         """Style mixing: with a probability, the codes from a random layer on are those of another latent."""
@@ -307,9 +308,9 @@ class Schedule:
             return codes
         generator: Any = ctx.models["generator"]
         ws = codes.values["w"]
-        z = ctx.to_device(ctx.draws.normal("z_mix", (ctx.count, *generator.latent_spec["z"])))
+        z = ctx.host(lambda draws: draws.normal("z_mix", (ctx.count, *generator.latent_spec["z"])))
         other = generator.map({"z": z}, conditioning).values["w"]
-        coins = ctx.to_device(ctx.draws.uniform("mix", (ctx.count, 2)))
+        coins = ctx.host(lambda draws: draws.uniform("mix", (ctx.count, 2)))
         first = 1 + torch.floor(coins[:, 1:] * (ws.shape[1] - 1))
         first = torch.where(coins[:, :1] < share, first, torch.full_like(first, ws.shape[1]))
         layer = torch.arange(ws.shape[1], device=ws.device)[None]
@@ -335,7 +336,7 @@ class Schedule:
         fade = loss.blur_fade_kimg * ctx.progress.batch_size / 32
         pipe = ctx.models.get("augment")
         assert pipe is None or isinstance(pipe, AugmentPipe)
-        return Sight(blur_sigma(ctx.progress.images, loss.blur_sigma, fade), pipe)
+        return Sight(ctx.decide(lambda _, progress: blur_sigma(progress.images, loss.blur_sigma, fade)), pipe)
 
     def judge(self, ctx: PhaseContext, image: Tensor, raw: Tensor | None, label: Tensor, draws: Draws) -> Tensor:
         """(N, 1) logits of pictures as they enter the discriminator."""

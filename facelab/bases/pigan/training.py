@@ -213,10 +213,11 @@ class Pigan:
         """Fresh latents and cameras, rendered with the training settings."""
         generator: Any = ctx.models["generator"]
         generator.field_net.precision = field_precision(ctx.config)
-        drawn = sample_latents(generator.latent_spec, draws, ctx.count)
-        latents = {name: ctx.to_device(latent) for name, latent in drawn.items()}
-        camera = pose_prior(ctx.config).sample(draws, ctx.count, ctx.config.camera.fov).map(ctx.to_device)
-        noise = nerf_noise(ctx.step, ctx.config.render.noise_steps) if ctx.config.render.noise_steps else 0.0
+        spec, prior, fov = generator.latent_spec, pose_prior(ctx.config), ctx.config.camera.fov
+        steps = ctx.config.render.noise_steps
+        latents = ctx.host(lambda own: sample_latents(spec, own, ctx.count), draws)
+        camera = ctx.host(lambda own: prior.sample(own, ctx.count, fov), draws)
+        noise = ctx.decide(lambda _, progress: nerf_noise(progress.step, steps)) if steps else 0.0
         settings = render_settings(ctx.config.render).replace(sigma_noise=noise)
         with ctx.autocast(ctx.config.render.precision == "autocast"):
             return Fakes(generator(latents, camera, settings, draws), latents, camera)
@@ -252,7 +253,7 @@ class Pigan:
     def generator_losses(self, ctx: PhaseContext) -> Losses:
         """Non-saturating loss on the best fakes and the reconstruction penalties, summed over the judges."""
         fakes, alpha, loss = self.generate(ctx, ctx.draws), self.alpha(ctx), ctx.config.loss
-        top = topk_count(ctx.step, ctx.count, loss.topk_interval, loss.topk_floor)
+        top = ctx.decide(lambda _, now: topk_count(now.step, ctx.count, loss.topk_interval, loss.topk_floor))
         total = torch.zeros((), device=ctx.device)
         for judge in self.judges():
             opinion = ctx.models[judge.model](judge.fake(fakes.output, for_generator=True), alpha)
@@ -280,7 +281,8 @@ class Pigan:
 
     def alpha(self, ctx: PhaseContext) -> float:
         """Fade-in of the discriminators' new resolution."""
-        return ctx.progress.fade(ctx.config.loss.fade_steps, lambda config: config.render.resolution)
+        steps = ctx.config.loss.fade_steps
+        return ctx.decide(lambda _, progress: progress.fade(steps, lambda config: config.render.resolution))
 
 
 def discriminator_chunk(config: Any) -> int:

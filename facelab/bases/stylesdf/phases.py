@@ -25,6 +25,7 @@ from facelab.rendering.sdf import Sampling, SdfRenderOutput
 from facelab.rendering.settings import RenderSettings
 from facelab.training.phases import AfterPhase, Losses, Phase, PhaseContext
 from facelab.training.protocol import EmaSpec, Warmup
+from facelab.training.schedule import Progress, linear
 
 GENERATOR, PATH = "generator", "path"  # models, and optimisers of the first
 PATH_LENGTH = "path_length"  # statistic: mean length of the batch
@@ -55,12 +56,12 @@ def share_of(ctx: PhaseContext, total: int) -> Share:
 
 def draw_latents(ctx: PhaseContext, spec: Mapping[str, tuple[int, ...]], draws: Draws, count: int) -> dict[str, Tensor]:
     """Normal latents on the device, drawn on the CPU."""
-    return {name: ctx.to_device(latent) for name, latent in sample_latents(spec, draws, count).items()}
+    return ctx.host(lambda own: sample_latents(spec, own, count), draws)
 
 
 def draw_cameras(ctx: PhaseContext, prior: SpherePrior, draws: Draws, count: int) -> Camera:
     """Random cameras on the device, drawn on the CPU."""
-    return prior.sample(draws, count).map(ctx.to_device)
+    return ctx.host(lambda own: prior.sample(own, count), draws)
 
 
 def mixing_layer(ctx: PhaseContext, probability: float, layers: int) -> int | None:
@@ -68,10 +69,14 @@ def mixing_layer(ctx: PhaseContext, probability: float, layers: int) -> int | No
 
     One coin and one layer for the whole batch, whatever its chunks.
     """
-    coin, place = ctx.draws.at(chunk=0).uniform("mixing", (2,)).tolist()
-    if coin >= probability or layers < 2:
-        return None
-    return 1 + min(int(place * (layers - 1)), layers - 2)
+
+    def layer(draws: Draws, _: Progress) -> int | None:
+        coin, place = draws.uniform("mixing", (2,)).tolist()
+        if coin >= probability or layers < 2:
+            return None
+        return 1 + min(int(place * (layers - 1)), layers - 2)
+
+    return ctx.decide(layer, ctx.draws.at(chunk=0))
 
 
 # ---------------------------------------------------------------- losses
@@ -139,6 +144,20 @@ def sphere_loss(ctx: PhaseContext, what: SphereBatch, draws: Draws, count: int, 
     camera = draw_cameras(ctx, what.prior, draws, count)
     rays = make_depth_rays(camera, what.settings.resolution, what.settings.grid, what.settings.lock_view)
     return sphere_start(what.distances(ctx, latents), rays, what.settings, draws, what.sampling).loss
+
+
+def sphere_anchor(ctx: PhaseContext, what: SphereBatch, strength: float, steps: int) -> Tensor:
+    """Weighted distance from the sphere; it fades over ``steps``, and keeps a surface until there are colours."""
+
+    def weight(progress: Progress) -> float:
+        return strength * linear(progress.step, steps, 1.0, 0.0)
+
+    if not ctx.decide(lambda _, progress: weight(progress) > 0):
+        return torch.zeros((), device=ctx.device)
+    draws = ctx.draws.at(phase=f"{ctx.draws.phase}/sphere")
+    distance = sphere_loss(ctx, what, draws, ctx.count)
+    ctx.log("sphere", distance)
+    return ctx.schedule(weight) * distance
 
 
 def sphere_warmup(

@@ -24,7 +24,6 @@ from facelab.losses.adversarial import d_fake_loss, d_real_loss, g_loss, r1_pena
 from facelab.rendering.sdf import SdfOptions, SdfRenderOutput
 from facelab.training.phases import Losses, Phase, PhaseContext
 from facelab.training.protocol import Models, TrainStage
-from facelab.training.schedule import linear
 
 DISCRIMINATOR = "discriminator"
 DECODER = f"{GENERATOR}.decoder."  # parameters that stage full trains
@@ -127,13 +126,9 @@ def make_thumbnails(ctx: PhaseContext) -> Losses:
 def sphere_anchor(ctx: PhaseContext) -> Tensor:
     """Weighted distance from the sphere, which fades over the first steps: keeps a surface until there are colours."""
     loss = ctx.config.loss
-    weight = loss.sphere * linear(ctx.step, loss.sphere_steps, 1.0, 0.0)
-    if not weight or ctx.config.model.density != "sdf":
+    if ctx.config.model.density != "sdf":
         return torch.zeros((), device=ctx.device)
-    draws = ctx.draws.at(phase=f"{ctx.draws.phase}/sphere")
-    distance = phases.sphere_loss(ctx, sphere_batch(ctx.config), draws, ctx.count)
-    ctx.log("sphere", distance)
-    return weight * distance
+    return phases.sphere_anchor(ctx, sphere_batch(ctx.config), loss.sphere, loss.sphere_steps)
 
 
 def field_options(config: Any) -> SdfOptions:

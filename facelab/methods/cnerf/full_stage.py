@@ -87,7 +87,7 @@ class FullStage:
         assert decoder is not None
         if second is None:
             return decoder.broadcast(decoder.style(code)).contiguous()
-        place = float(draws.at(chunk=0).uniform("inject", ()))
+        place = ctx.decide(lambda own, _: float(own.uniform("inject", ())), draws.at(chunk=0))
         inject = min(1 + int(place * (decoder.num_ws - 1)), decoder.num_ws - 1)
         return decoder.broadcast(decoder.style(code), decoder.style(second), inject)
 

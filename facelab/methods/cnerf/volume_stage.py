@@ -12,10 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from facelab.bases.stylesdf.phases import SphereBatch, draw_cameras, draw_latents, sphere_loss, sphere_warmup
+from facelab.bases.stylesdf import phases
+from facelab.bases.stylesdf.phases import SphereBatch, draw_cameras, draw_latents, sphere_warmup
 from facelab.cameras.sphere import view_angles
 from facelab.data.regions import fuse_regions
 from facelab.draws import Draws
@@ -27,7 +27,6 @@ from facelab.methods.cnerf.model import CNerfGenerator
 from facelab.rendering.sdf import SdfOptions, SdfRenderOutput
 from facelab.training.phases import Losses, Phase, PhaseContext
 from facelab.training.protocol import TrainStage
-from facelab.training.schedule import linear
 
 GENERATOR, GLOBAL, REGION = "generator", "d_global", "d_region"
 
@@ -69,11 +68,13 @@ def draw_pair(
     """As :func:`draw_codes`, with the codes of the second head, or None where nothing is mixed."""
     generator = generator_of(ctx)
     first = generator.map(draw_latents(ctx, generator.latent_spec, draws, count) if latents is None else latents)
-    if float(draws.at(chunk=0).uniform("mixing", ())) >= ctx.config.loss.mixing:
+    share = ctx.config.loss.mixing
+    if not ctx.decide(lambda own, _: float(own.uniform("mixing", ())) < share, draws.at(chunk=0)):
         return first, None
     again = draws.at(phase=f"{draws.phase}/second")
     second = generator.map(draw_latents(ctx, generator.latent_spec, again, count))
-    choices = draw_choices(draws, generator.config.field.regions, count)
+    regions = generator.config.field.regions
+    choices = ctx.host(lambda own: draw_choices(own, regions, count), draws)
     return generator.mixed(first, second, choices), second
 
 
@@ -115,12 +116,12 @@ class VolumeStage:
     def phases(self) -> list[Phase]:
         """In the order of an iteration; without weight, regions are not judged."""
         c = self.config
-        phases = [Phase("d_global", (GLOBAL,), GLOBAL, self.d_global, chunk=judged_at_once)]
+        found = [Phase("d_global", (GLOBAL,), GLOBAL, self.d_global, chunk=judged_at_once)]
         if c.loss.semantic > 0:
-            phases.append(Phase("d_region", (REGION,), REGION, self.d_region, chunk=judged_at_once))
+            found.append(Phase("d_region", (REGION,), REGION, self.d_region, chunk=judged_at_once))
         reduction = "sum" if c.reference.sum_chunks else "mean"
-        phases.append(Phase("g", (GENERATOR,), GENERATOR, self.g, real=False, reduction=reduction))
-        return phases
+        found.append(Phase("g", (GENERATOR,), GENERATOR, self.g, real=False, reduction=reduction))
+        return found
 
     def render(self, ctx: PhaseContext, draws: Draws, options: SdfOptions) -> tuple[Fakes, SdfRenderOutput]:
         """Fresh heads from fresh cameras."""
@@ -139,8 +140,7 @@ class VolumeStage:
     def regions(self, ctx: PhaseContext) -> Tensor:
         """(N,) a random region for each sample."""
         count = generator_of(ctx).config.field.regions
-        drawn = (count * ctx.draws.uniform("region", (ctx.count,))).long().clamp_max(count - 1)
-        return ctx.to_device(drawn)
+        return ctx.host(lambda draws: (count * draws.uniform("region", (ctx.count,))).long().clamp_max(count - 1))
 
     # ---------------------------------------------------------------- losses
 
@@ -177,13 +177,7 @@ class VolumeStage:
 def sphere_anchor(ctx: PhaseContext) -> Tensor:
     """Weighted distance of whole heads from the sphere; it fades, and keeps a surface until there are colours."""
     loss = ctx.config.loss
-    weight = loss.sphere * linear(ctx.step, loss.sphere_steps, 1.0, 0.0)
-    if not weight:
-        return torch.zeros((), device=ctx.device)
-    draws = ctx.draws.at(phase=f"{ctx.draws.phase}/sphere")
-    distance = sphere_loss(ctx, sphere(ctx.config, whole=True), draws, ctx.count)
-    ctx.log("sphere", distance)
-    return weight * distance
+    return phases.sphere_anchor(ctx, sphere(ctx.config, whole=True), loss.sphere, loss.sphere_steps)
 
 
 def sphere(config: CnerfConfig, whole: bool = False) -> SphereBatch:

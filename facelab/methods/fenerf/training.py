@@ -73,7 +73,7 @@ class Fenerf(Pigan):
             return super().regularization(ctx, fakes)
         penalty = opacity_penalty(output.opacity, output.semantics / 2 + 0.5)
         ctx.log("opacity", penalty)
-        return loss.opacity * linear(ctx.step, loss.opacity_steps) * penalty
+        return loss.opacity * ctx.schedule(lambda progress: linear(progress.step, loss.opacity_steps)) * penalty
 
     def pictures(self, config: Any) -> Any:
         """The picture and mask pairs at ``data.path``."""

@@ -148,7 +148,7 @@ def context(config: Eg3dConfig, count: int, images: int = 10**9, step: int = 0) 
     progress = Progress(step, images, count)
     return PhaseContext(
         progress, config, {}, torch.device("cpu"), count, 0, 0, Draws(1, phase="p"), None, SharedResults(), Sums(),
-        Sums(), torch.ones(()), lambda enabled: None, lambda value: value,  # type: ignore[arg-type, return-value]
+        Sums(), torch.ones(()), lambda enabled: None,  # type: ignore[arg-type, return-value]
     )  # fmt: skip
 
 

@@ -217,7 +217,6 @@ def context(config: Any, models: Any, *, count: int = 2, chunk: int = 0, real: A
     return PhaseContext(
         Progress(0, 0, 4), config, models, torch.device("cpu"), count, chunk, chunk * count, Draws(5, 0, "test", chunk),
         real, SharedResults(), sums, Sums(), torch.ones(()), lambda enabled: torch.autocast("cpu", enabled=False),
-        lambda tensor: tensor,
     )  # fmt: skip
 
 

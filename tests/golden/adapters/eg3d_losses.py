@@ -95,7 +95,7 @@ class Run:
         real = SimpleNamespace(float_image=self.real_image, camera=Camera.from_label(self.arrays["real_c"]))
         context = PhaseContext(
             progress, config, self.models, device, c["N"], 0, 0, draws, real, SharedResults(), logged, counted,
-            torch.ones(()), lambda enabled: nullcontext(), lambda value: value,
+            torch.ones(()), lambda enabled: nullcontext(),
         )  # fmt: skip
         return schedule, context, logged, counted
 
