@@ -28,6 +28,7 @@ from tests.commands.running import invoke, succeed
 from tests.commands.test_facednerf_document import rows as document_rows
 from tests.commands.test_invert_cnerf import StopAt
 from tests.conftest import CHECKOUT
+from tests.metrics.test_clip_score import folder as clip_folder  # noqa: F401 - a fixture
 
 ASTRONAUT = CHECKOUT / "test_data" / "astronaut"
 SHORT = ("--preset", "debug", "--perceptual", "random", "--identity", "none", "--video-frames", 0, "--quiet",
@@ -157,6 +158,18 @@ def test_text_alone(model: Path, tmp_path: Path) -> None:
     )
     succeed(*common, tmp_path / "alone", "--seeds", "3")
     assert np.array_equal(np.load(tmp_path / "alone" / "an-old-man-3" / "latent.npy"), second)
+
+
+def test_clip_alone(model: Path, clip_folder: Path, tmp_path: Path) -> None:  # noqa: F811
+    """Its file takes the place of a diffusion model; the score of each view is written."""
+    prompt = ("--prompt", "a hat", "--clip", clip_folder)
+    succeed("edit_facednerf", model, crop(tmp_path), *prompt, *SHORT, "--preset", "edit", "--steps", 2, "--tune-steps",
+            0, "--identity-weight", 0, "--sample-factor", 1, "--out", tmp_path)  # fmt: skip
+    session = tmp_path / "me-a-hat"
+    first = rows(session)[0]
+    assert 0 < first["clip"] < 2 and "text" not in first
+    scores = json.loads((session / "metrics.json").read_text())["clip_cosine"]
+    assert len(scores) == 5 and all(abs(score) <= 1 for score in scores)
 
 
 @pytest.mark.parametrize("cut", [2, 4])  # among the codes, and while tuning
