@@ -247,18 +247,22 @@ class Watch:
         chosen = range(len(self.jobs)) if step.photo is None else [step.photo]
         last = step.step == step.steps - 1
         for row, number in enumerate(chosen):
-            curve = self.rows.setdefault(number, self.jobs[number].session.losses(whole))
+            if number not in self.rows:
+                self.rows[number] = self.jobs[number].session.losses(whole)
             if step.step % EVERY == 0 or last:
                 parts = {name: float(value[row]) for name, value in step.parts.items()}
                 total = float(step.total[row])
-                curve.append({"step": whole, "stage": step.stage, "seconds": step.seconds, "total": total, **parts})
+                self.rows[number].append(
+                    {"step": whole, "stage": step.stage, "seconds": step.seconds, "total": total, **parts}
+                )
             every = self.run.outputs.picture_every
             if every and (step.step % every == 0 or last or self.first):
                 self._pictures(self.jobs[number].session, step, row)
         self.first = False
         if whole % self.run.outputs.save_every == 0 or last:
             self.save()
-        self.bar.set_postfix(stage=step.stage, loss=f"{float(step.total.mean()):.4f}", refresh=False)
+        if step.step % EVERY == 0:  # asking for a number makes a GPU wait
+            self.bar.set_postfix(stage=step.stage, loss=f"{float(step.total.mean()):.4f}", refresh=False)
         self.bar.update()
 
     def save(self) -> None:
