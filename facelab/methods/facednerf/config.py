@@ -74,7 +74,7 @@ class TuneConfig:
     schedule: Literal["ramped", "constant"] = "ramped"
     parts: str = ""  # only these, commas between; empty: all that the picture depends on
     losses: Literal["same", "photo"] = "same"  # as in the first stage, or squared difference + LPIPS (public PTI)
-    stop_at: float = 0.0  # with losses=photo: end when LPIPS is not above this; public PTI: 0.06
+    stop_at: float = 0.0  # with losses=photo and LPIPS: end when it is not above this; public PTI: 0.06
     locality_samples: int = 1  # random scenes per step, where weights.locality is above 0
 
     def __post_init__(self) -> None:

@@ -7,9 +7,10 @@ random number depends on seed, step and stage alone.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ from facelab.methods.facednerf.terms import (
 )
 
 CODES, TUNE = "codes", "tune"  # names of the stages
+LPIPS = "lpips_vgg"  # the distance whose values tune.stop_at means
 THRIFT = (
     "memory.recompute=true, memory.max_points=500000, memory.superresolution=bf16, render.sample_factor=1, fewer photos "
     "side by side, or guidance.precision=bf16 and guidance.rows=1"
@@ -248,8 +250,8 @@ class Course:
         return Tuning(problem, solution, settings, tuned_parts(generator, c.tune.parts))
 
     def _enough(self, report: Report) -> bool:
-        t = self.config.tune
-        wanted = t.losses == "photo" and t.stop_at > 0
+        t, net = self.config.tune, self.networks.perceptual
+        wanted = t.losses == "photo" and t.stop_at > 0 and net is not None and net.metric == LPIPS
         return wanted and bool((report.parts["reconstruction"] <= t.stop_at).all())
 
     def _goal_of(self, photo: int) -> LightGoal | None:
@@ -308,12 +310,11 @@ class Course:
             began = time.monotonic()
             where = f"stage {name}, step {stage.step} of {stage.steps}"
             try:
-                report = stage.advance()
+                with saying_what_helps(where):
+                    report = stage.advance()
             except NotFiniteError as error:
                 save()
                 raise UserError(f"{error}{self._kept()}") from error
-            except torch.cuda.OutOfMemoryError:
-                raise UserError(f"out of memory in {where}; lower it with {THRIFT}") from None
             after()
             self.steps += 1
             if stage.step % every == 0 or stage.finished:
@@ -332,18 +333,22 @@ class Course:
         )
 
 
-class _naming:
+@contextlib.contextmanager
+def saying_what_helps(where: str) -> Iterator[None]:
+    """Out of memory as a UserError that names the options which lower it."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError:
+        raise UserError(f"out of memory in {where}; lower it with {THRIFT}") from None
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
     """Put the file in front of what is wrong with it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, UserError):
-            raise UserError(f"{self.path}: {error}; remove it to begin this stage anew") from error
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{path}: {error}; remove it to begin this stage anew") from error
 
 
 def _stored_noise(state: State, name: str, like: Tensor) -> Tensor:

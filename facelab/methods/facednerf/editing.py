@@ -28,7 +28,7 @@ from facelab.errors import UserError
 from facelab.generator import Codes, GeneratorOutput, sample_latents
 from facelab.inversion.problem import Target
 from facelab.methods.facednerf.config import FaceDNeRFConfig
-from facelab.methods.facednerf.course import Control, Course, Step, one_of
+from facelab.methods.facednerf.course import Control, Course, Step, one_of, saying_what_helps
 from facelab.methods.facednerf.model import Model, keep_noise
 from facelab.methods.facednerf.terms import (
     FRONT_LOSSES,
@@ -93,7 +93,9 @@ def edit(
             finite (the last good state is kept), out of memory (names the options that help).
         Interrupted: ``control.stop``; the states are saved.
     """
-    return _run(Course(model, target, config, networks, light_goal(light, config), control))
+    goal = light_goal(light, config)
+    with saying_what_helps("the networks"):
+        return _run(Course(model, target, config, networks, goal, control))
 
 
 def project(
@@ -137,8 +139,10 @@ def generate(
     side = model.picture_side(model.settings(config))
     camera = model.camera(config).map(lambda x: x.expand(count, *x.shape[1:]))
     target = Target(torch.zeros(count, 3, side, side, device=model.device), camera)
-    course = Course(model, target, config, networks, light_goal(light, config), control)
-    return _run(course, random_codes(course, count) if random_start else None)
+    goal = light_goal(light, config)
+    with saying_what_helps("the networks"):
+        course = Course(model, target, config, networks, goal, control)
+        return _run(course, random_codes(course, count) if random_start else None)
 
 
 def light_goal(light: Tensor | LightGoal | str | None, config: FaceDNeRFConfig) -> LightGoal | None:

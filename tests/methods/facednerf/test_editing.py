@@ -18,6 +18,7 @@ from facelab.errors import Interrupted, UserError
 from facelab.inversion.problem import Target
 from facelab.inversion.session import STATE, TUNING, Session
 from facelab.lighting import preset
+from facelab.losses.perceptual import RandomPerceptual
 from facelab.methods.facednerf import editing
 from facelab.methods.facednerf.course import CODES, TUNE, Course
 from facelab.methods.facednerf.editing import Control, Edited, Model, Networks, Step, edit, generate, project, relight
@@ -93,6 +94,18 @@ def test_noise_maps_are_found_normalised_and_stored(projected: tuple[Target, Edi
         scene = found.generators[1].scene(found.codes[[1]])
         again = found.generators[1].render(scene, found.camera[1], settings_now)
     torch.testing.assert_close(again.rgb[0], found.front.rgb[1])
+
+
+def test_its_own_picture_is_found() -> None:
+    weights = ["weights.identity=0", "weights.picture=10", "weights.noise=0.1"]
+    config = settings("codes.steps=150", "codes.lr=0.05", "tune.steps=0", *weights)
+    with torch.no_grad():
+        codes, camera = MODEL.generator.map({"z": Draws(3).normal("z", (1, 8))}), MODEL.camera(config, 0.1, -0.1)
+        scene = MODEL.generator.scene(codes)
+        picture = MODEL.generator.render(scene, camera, MODEL.settings(config).deterministic()).rgb
+    steps = list[Step]()
+    found = project(MODEL, Target(picture, camera), config, networks(), Control(on_step=steps.append))
+    assert (found.front.rgb - picture).square().mean() < steps[0].parts["picture"] / 10
 
 
 @pytest.mark.parametrize("space", ["w", "w_plus"])
@@ -290,11 +303,17 @@ def test_heads_from_text_alone() -> None:
 # ---------------------------------------------------------------- tuning
 
 
+class Lpips(RandomPerceptual):
+    """Passes for LPIPS."""
+
+    metric = "lpips_vgg"
+
+
 def test_tuning_of_the_photo_ends_when_it_is_close_enough(tmp_path: Path) -> None:
     pti = ["tune.losses=photo", "tune.schedule=constant", "tune.steps=30", "tune.lr=0.003", "weights.light=0"]
     steps = list[Step]()
-    target = photos(MODEL)
-    project(MODEL, target, settings(*pti), networks(), Control(on_step=steps.append))
+    target, nets = photos(MODEL), networks(perceptual=Lpips())
+    project(MODEL, target, settings(*pti), nets, Control(on_step=steps.append))
     curve = [float(step.parts["reconstruction"]) for step in steps if step.stage == TUNE]
     assert len(curve) == 30 and set(steps[-1].parts) == {"picture", "reconstruction"}
     limit = sorted(curve)[10]
@@ -302,11 +321,13 @@ def test_tuning_of_the_photo_ends_when_it_is_close_enough(tmp_path: Path) -> Non
     control = Control([Session(tmp_path)], on_step=steps.append)
     steps.clear()
     config = settings(*pti, f"tune.stop_at={limit + 1e-7}")
-    short = project(MODEL, target, config, networks(), control)
+    short = project(MODEL, target, config, nets, control)
     tuned = [step for step in steps if step.stage == TUNE]
     assert len(tuned) == number + 1
-    again = project(MODEL, target, config, networks(), control)
+    again = project(MODEL, target, config, nets, control)
     assert same(short, again)
+    substitute = project(MODEL, target, config, networks())
+    assert substitute.steps == 6 + 30  # its numbers mean something else
 
 
 def test_only_named_parts_are_tuned() -> None:
