@@ -11,6 +11,8 @@ All are one loop: codes (and noise maps) of a frozen EG3D, then the generator ar
     found.generators[0], found.codes, found.noise
 
 N photos are optimised side by side in the first stage; the second tunes one generator for each, one after the other.
+Random depths (``render.jitter``) are drawn for all photos together, so the last digits of a photo's numbers depend on its
+place among them.
 """
 
 from __future__ import annotations
