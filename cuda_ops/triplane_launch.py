@@ -30,7 +30,7 @@ class Tuning:
     warps: int = 4
     registers: int | None = None
     programs: int = 1056
-    block: int = 32
+    block: int = 128
     backward_registers: int | None = None
 
 

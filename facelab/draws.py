@@ -38,10 +38,10 @@ def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
 
 def moved(value: Tensor, device: torch.device | str) -> Tensor:
     """``value`` on ``device`` without waiting for the work queued there (a plain ``.to`` would)."""
-    device = torch.device(device)
-    if device.type != "cuda" or value.device.type == "cuda":
-        return value.to(device)
-    return value.pin_memory().to(device, non_blocking=True)
+    target = torch.device(device)
+    if target.type != "cuda" or value.device.type == "cuda":
+        return value.to(target)
+    return value.pin_memory().to(target, non_blocking=True)
 
 
 @dataclass(frozen=True)

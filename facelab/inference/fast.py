@@ -146,7 +146,7 @@ class FastGenerator:
 
     def _is_random(self, settings: RenderSettings) -> bool:
         noise = getattr(getattr(self.generator, "config", None), "superresolution_noise", "none")
-        return settings.jitter or settings.sigma_noise > 0 or noise == "random"
+        return settings.jitter or settings.noisy or noise == "random"
 
     def _run(self, name: Hashable, function: Callable[..., Any], *arguments: Any) -> Any:
         """The function as a graph, or plainly where that cannot be."""

@@ -67,7 +67,7 @@ class RayNoise:
         With ``of_samples`` each sample has one density noise (``coarse_noise``, ``fine_noise``; EG3D), else
         each pass has its own (``coarse_noise``, ``final_noise``; pi-GAN).
         """
-        noisy = settings.sigma_noise > 0
+        noisy = settings.noisy
         if not settings.jitter and not noisy:
             return RayNoise()
         if draws is None:

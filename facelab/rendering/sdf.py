@@ -292,7 +292,7 @@ def _views(rays: Rays) -> Tensor:
 
 
 def _draw_noise(draws: Draws | None, settings: RenderSettings, options: SdfOptions, rays: Rays) -> RayNoise:
-    if not settings.jitter and not settings.sigma_noise > 0:
+    if not settings.jitter and not settings.noisy:
         return RayNoise()
     if draws is None:
         raise ValueError("jitter and sigma_noise need draws=; use settings.deterministic() for none")
@@ -301,6 +301,6 @@ def _draw_noise(draws: Draws | None, settings: RenderSettings, options: SdfOptio
     jitter = final = None
     if settings.jitter:
         jitter = draws.uniform("jitter", (images, count, 1 if options.sampling == "offset" else samples), device)
-    if settings.sigma_noise > 0:
+    if settings.noisy:
         final = settings.sigma_noise * draws.normal("final_noise", (images, count, samples, 1), device)
     return RayNoise(jitter=jitter, final=final)

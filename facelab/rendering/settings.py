@@ -6,6 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from torch import Tensor
+
 Background = Literal["none", "last", "white", "black"]
 
 
@@ -20,7 +22,8 @@ class RenderSettings:
         samples_fine: importance samples per ray of the second pass, 0 for none.
         grid: pixel grid, ``corners`` (pi-GAN, FENeRF, cGOF) or ``centers`` (EG3D, StyleSDF).
         jitter: random depths and importance samples; False uses fixed midpoints, which does not flicker.
-        sigma_noise: standard deviation of the normal noise added to raw density.
+        sigma_noise: standard deviation of the normal noise added to raw density; a scalar tensor on the device where
+            it changes from step to step.
         density: activation of raw density.
         background: ``last`` gives the missing weight to the last sample, ``white`` and ``black``
             add or subtract it from every channel, ``none`` leaves empty rays at 0.
@@ -44,7 +47,7 @@ class RenderSettings:
     samples_fine: int = 24
     grid: Literal["corners", "centers"] = "corners"
     jitter: bool = True
-    sigma_noise: float = 0.0
+    sigma_noise: float | Tensor = 0.0
     density: Literal["relu", "softplus"] = "relu"
     background: Background = "none"
     lock_view: bool = False
@@ -74,3 +77,8 @@ class RenderSettings:
     def deterministic(self) -> RenderSettings:
         """The same picture without random numbers: no jitter, no density noise."""
         return replace(self, jitter=False, sigma_noise=0.0)
+
+    @property
+    def noisy(self) -> bool:
+        """Whether noise is added to raw densities."""
+        return isinstance(self.sigma_noise, Tensor) or self.sigma_noise > 0

@@ -117,7 +117,7 @@ def fused_spec(field: TriplaneField, settings: RenderSettings) -> triplane_rende
 
 def _has_kernel(settings: RenderSettings, rays: Rays) -> bool:
     """Whether the fused renderer knows these settings."""
-    if settings.normals or settings.reference or settings.sigma_noise > 0:
+    if settings.normals or settings.reference or settings.noisy:
         return False
     if settings.spacing == "depth":
         return True

@@ -242,10 +242,12 @@ class TapedSums(Sums):
         self._tape, self._kept = tape, kept
 
     def add(self, name: str, value: Tensor | float, weight: float) -> None:
-        if not isinstance(value, Tensor):
+        if isinstance(value, Tensor):
+            tensor = value.detach()
+        else:
             self._tape.problem(f"logs {name!r} as a number of Python's")
-            value = torch.tensor(float(value))
-        self._kept.append((name, value.detach(), weight))
+            tensor = torch.tensor(float(value))
+        self._kept.append((name, tensor, weight))
 
 
 @dataclass

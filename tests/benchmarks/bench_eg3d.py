@@ -97,7 +97,7 @@ class Sizes:
     repeats: int = 30
     warmup: int = 5
     steps: int = 12
-    first_steps: int = 3  # not counted: kernels are compiled, cuDNN searches
+    first_steps: int = 6  # not counted: kernels are compiled, cuDNN searches, graphs are recorded
     settings: tuple[str, ...] = ()
 
     def config(self, *overrides: str) -> Any:
@@ -209,7 +209,7 @@ def _lowered(half: str, *more: str) -> tuple[str, ...]:
     return ("train.precision=tf32", f"train.half={half}", *more)
 
 
-LAST = "train.channels_last=true"
+LAST, GRAPHS = "train.channels_last=true", "train.cuda_graphs=true"
 VARIANTS: dict[str, Variant] = {
     "fp32": Variant(("train.precision=fp32", "train.half=none")),
     "fp32+fp16": Variant(("train.precision=fp32", "train.half=fp16")),
@@ -217,6 +217,8 @@ VARIANTS: dict[str, Variant] = {
     "tf32+channels_last": Variant(_lowered("none", LAST)),
     "tf32+fp16": Variant(_lowered("fp16")),
     "tf32+fp16+channels_last": Variant(_lowered("fp16", LAST)),
+    "tf32+graphs": Variant(_lowered("none", GRAPHS)),
+    "tf32+fp16+channels_last+graphs": Variant(_lowered("fp16", LAST, GRAPHS)),
     "tf32+bf16+channels_last": Variant(_lowered("bf16", LAST)),
     "tf32+bf16_all+channels_last": Variant(_lowered("bf16", LAST, "train.half_everywhere=true")),
     "tf32+fp16+channels_last+recompute": Variant(_lowered("fp16", LAST, "render.recompute=true")),

@@ -36,6 +36,12 @@ BATCHES = {32: (24, 6), 64: (48, 12), 128: (24, 6)}  # batch, chunk of the relea
 MODES = {
     "plain": ["train.precision=fp32", "render.precision=fp32"],
     "tf32": ["train.precision=tf32", "render.precision=tf32"],
+    "graphs": [
+        "train.precision=bf16",
+        "render.precision=fp16",
+        "discriminator.channels_last=true",
+        "train.cuda_graphs=true",
+    ],
     "fast": ["train.precision=bf16", "render.precision=fp16", "discriminator.channels_last=true"],
 }
 WINDOW = 5  # steps between two readings

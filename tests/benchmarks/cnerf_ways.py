@@ -49,7 +49,7 @@ class Sizes:
     repeats: int = 15
     warmup: int = 3
     steps: int = 10
-    first_steps: int = 3  # not counted: kernels are compiled, cuDNN searches
+    first_steps: int = 8  # not counted: kernels are compiled, cuDNN searches, graphs are recorded
     samples: int = 24
     settings: tuple[str, ...] = ()
     chunk_powers: tuple[int, ...] = (21, 22, 23, 24, 25, 26)
@@ -99,6 +99,7 @@ RESIDUAL = "reference.residual_eikonal=true"  # derivatives by autograd do not s
 RECOMPUTE = "render.recompute=true"
 LAST = "discriminator.channels_last=true"
 FUSED = "render.fused=true"  # the field's passes are compiled
+GRAPHS = "train.cuda_graphs=true"
 HALF = "render.precision=fp16"  # what the field's products take
 VARIANTS: dict[str, Variant] = {
     "fp32": Variant(),
@@ -116,6 +117,9 @@ VARIANTS: dict[str, Variant] = {
     "tf32+compiled": Variant("tf32", compiled=True),
     "tf32+fp16": Variant("tf32", (HALF,)),
     "tf32+fp16+fused+channels_last": Variant("tf32", (HALF, FUSED, LAST)),
+    "fp32+fused+graphs": Variant(settings=(FUSED, GRAPHS)),
+    "tf32+fused+channels_last+graphs": Variant("tf32", (FUSED, LAST, GRAPHS)),
+    "tf32+fp16+fused+channels_last+graphs": Variant("tf32", (HALF, FUSED, LAST, GRAPHS)),
 }
 USUAL = (
     "fp32+autograd",

@@ -12,8 +12,8 @@ import torch
 from facelab.config import load_staged, resolve_curriculum
 from facelab.draws import Draws
 from facelab.methods import load_config_type, load_method
-from facelab.training.distributed import Distributed
 from facelab.training import graphs
+from facelab.training.distributed import Distributed
 from facelab.training.graphs import Recording, Ungraphable, copy_tensors, taped
 from facelab.training.loop import Trainer
 from facelab.training.phases import PhaseContext, SharedResults, Sums
@@ -27,8 +27,8 @@ RUNS = {
     "stylesdf full": ("stylesdf", "debug_full", ()),
     "cnerf": ("cnerf", "debug_volume", ()),
     "cnerf full": ("cnerf", "debug_full", ()),
-    "fenerf": ("fenerf", "debug", ("render.noise_steps=0", "loss.fade_steps=0")),
-    "pigan": ("pigan", "debug", ("render.noise_steps=0", "loss.fade_steps=0")),
+    "fenerf": ("fenerf", "debug", ()),
+    "pigan": ("pigan", "debug", ()),
 }
 
 

@@ -273,7 +273,7 @@ def _render(options: Mapping[str, Any], rendering: int) -> RenderConfig:
         importance=s.samples_fine,
         spacing=s.spacing,
         background=s.background,  # type: ignore[arg-type]
-        density_noise=s.sigma_noise,
+        density_noise=float(s.sigma_noise),
     )
 
 

@@ -28,7 +28,7 @@ from facelab.nn.discriminators import DiscriminatorConfig, DiscriminatorOutput, 
 from facelab.rendering.settings import RenderSettings
 from facelab.training.phases import Losses, Phase, PhaseContext
 from facelab.training.protocol import DataSource, EmaSpec, Models, OptimizerSpec, TrainStage
-from facelab.training.schedule import nerf_noise
+from facelab.training.schedule import Progress, nerf_noise
 
 HEAD_CUBE = 0.3  # side of a cube that holds a head on the unit sphere of cameras, scene units
 
@@ -217,7 +217,9 @@ class Pigan:
         steps = ctx.config.render.noise_steps
         latents = ctx.host(lambda own: sample_latents(spec, own, ctx.count), draws)
         camera = ctx.host(lambda own: prior.sample(own, ctx.count, fov), draws)
-        noise = ctx.decide(lambda _, progress: nerf_noise(progress.step, steps)) if steps else 0.0
+        noise: float | Tensor = 0.0
+        if steps and ctx.decide(lambda _, progress: nerf_noise(progress.step, steps) > 0):
+            noise = ctx.schedule(lambda progress: nerf_noise(progress.step, steps))
         settings = render_settings(ctx.config.render).replace(sigma_noise=noise)
         with ctx.autocast(ctx.config.render.precision == "autocast"):
             return Fakes(generator(latents, camera, settings, draws), latents, camera)
@@ -279,10 +281,14 @@ class Pigan:
             total = total + weights.pose * pose_penalty(opinion.pose, fakes.camera.angles)
         return total
 
-    def alpha(self, ctx: PhaseContext) -> float:
+    def alpha(self, ctx: PhaseContext) -> float | Tensor:
         """Fade-in of the discriminators' new resolution."""
         steps = ctx.config.loss.fade_steps
-        return ctx.decide(lambda _, progress: progress.fade(steps, lambda config: config.render.resolution))
+
+        def fade(progress: Progress) -> float:
+            return progress.fade(steps, lambda config: config.render.resolution)
+
+        return ctx.schedule(fade) if ctx.decide(lambda _, progress: fade(progress) < 1) else 1.0
 
 
 def discriminator_chunk(config: Any) -> int:
