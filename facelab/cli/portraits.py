@@ -90,7 +90,11 @@ def take_portrait(
     """
     if camera is None and not choices.aligned:
         found = doctor.prepare_photo(photo, detector(), face=choices.face, size=choices.size, camera=estimator())
-        if not choices.force or found.label is None:
+        if found.label is None:
+            raise UserError(
+                f"{photo}: {'; '.join(found.reasons)}; a crop with its camera needs no face found: --camera"
+            )
+        if not choices.force:
             found.require()
         assert found.label is not None and found.crop is not None
         notes = [line for line in found.lines()[1:] if not found.go or not line.startswith("refused")]
