@@ -165,7 +165,7 @@ def _on_photos(command: str, model: Path, given: Sequence[Path], preset: str, op
     ending = slug(options)
     names = [f"{photo.stem}-{ending}" if ending else photo.stem for photo in photos]
     runs.usable_sessions([options["out"] / name for name in names], resume)  # before anything large is read
-    run = _prepare(command, model, preset, options, {"compare": compare}, lamp)
+    run = _prepare(command, model, preset, options, {}, lamp)
     view = run.face.view
     choices = PortraitChoices(run.side, view.radius, view.pivot, aligned, face, force)
 

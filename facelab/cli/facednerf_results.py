@@ -23,6 +23,7 @@ from facelab.inference.sessions import save_noise
 from facelab.inversion import session as files
 from facelab.inversion.measure import measure
 from facelab.inversion.problem import Target
+from facelab.lighting import main_direction, shade, sphere_picture
 
 if TYPE_CHECKING:
     from facelab.cli.facednerf_run import Found, Job, Run
@@ -77,7 +78,9 @@ def write_result(run: Run, job: Job, found: Found, compared: Tensor | None = Non
     pic.save_png(session / FRONT, pic.to_uint8(head.front)[0])
     fan = fan_of(head)
     pic.save_png(session / VIEWS, pic.image_grid(pic.to_uint8(fan).cpu(), len(fan)))
-    pic.save_png(session / SHEET, sheet(head, job.target, fan, compared))
+    light = None if run.light is None else ball(run.light, head.front.shape[-1])
+    title = run.task.get("prompt")
+    pic.save_png(session / SHEET, sheet(head, job.target, fan, compared, light, title))
     session.save_json(files.METRICS, {"photo": job.name, **numbers(run, job, head, found, fan)})
     if run.outputs.video_frames:
         write_video(head, session / VIDEO, run.outputs.video_frames, run.outputs.progress)
@@ -95,8 +98,28 @@ def fan_of(head: Head) -> Tensor:
     return torch.cat([face.render(scene, cameras[i]).rgb for i in range(len(cameras))])
 
 
-def sheet(head: Head, target: Target | None, fan: Tensor, compared: Tensor | None = None) -> Tensor:
-    """Input, reconstruction (where there is one), result and how far it is from the input; below, five views."""
+def ball(light: Tensor, side: int) -> Tensor:
+    """(9,) world light -> (1, 3, side, side) a ball under it, from the front; no brighter than white where it peaks."""
+    peak = float(shade(main_direction(light[None])[:, None], light[None]))
+    return sphere_picture(light[None] / max(1.0, peak), side) * 2 - 1
+
+
+def sheet(
+    head: Head,
+    target: Target | None,
+    fan: Tensor,
+    compared: Tensor | None = None,
+    light: Tensor | None = None,
+    title: str | None = None,
+) -> Tensor:
+    """Input, reconstruction, result, how far it is from the input, a ball under the wanted light; below, five views.
+
+    Args:
+        head: what was found.
+        target, compared, light: (1, 3, S, S) in [-1, 1], left out where None.
+        fan: (5, 3, S, S), see :func:`fan_of`.
+        title: above all.
+    """
     cells, captions = [], []
 
     def add(picture: Tensor, caption: str) -> None:
@@ -112,6 +135,8 @@ def sheet(head: Head, target: Target | None, fan: Tensor, compared: Tensor | Non
         add((head.front.clamp(-1, 1) - wanted).abs() * 2 - 1, "difference")
     else:
         add(head.front, "front")
+    if light is not None:
+        add(light.to(head.front), "wanted light")
     while len(cells) < len(fan):
         add(torch.ones_like(head.front), "")
     for picture, yaw in zip(fan, pictures.VIEW_YAWS, strict=True):
@@ -119,7 +144,7 @@ def sheet(head: Head, target: Target | None, fan: Tensor, compared: Tensor | Non
     shown = torch.cat(cells)
     if shown.shape[-1] > CELL:
         shown = F.interpolate(shown, (CELL, CELL), mode="bilinear", antialias=True)
-    return pic.contact_sheet(pic.to_uint8(shown).cpu(), captions, len(fan))
+    return pic.contact_sheet(pic.to_uint8(shown).cpu(), captions, len(fan), title)
 
 
 def numbers(run: Run, job: Job, head: Head, found: Found, fan: Tensor) -> dict[str, Any]:
