@@ -16,7 +16,7 @@ from torch import Tensor
 from facelab import assets
 from facelab.errors import UserError
 from facelab.inversion.perceptual_files import load_perceptual
-from facelab.methods.facednerf.config import FaceDNeRFConfig, WeightConfig
+from facelab.methods.facednerf.config import FaceDNeRFConfig, WeightConfig, meaningless
 from facelab.methods.facednerf.terms import FRONT_LOSSES, SIDE_LOSSES, Networks
 
 if TYPE_CHECKING:
@@ -67,6 +67,9 @@ def make_judges(options: dict[str, Any], config: FaceDNeRFConfig, device: str, p
         config = _weights(config, text=0.0)  # CLIP alone
     require_effect(config, bool(o["prompt"]), light)
     weights = config.active
+    left_out = [name for name in meaningless(config.domain) if getattr(config.weights, name)]
+    if left_out:
+        notes.append(f"domain {config.domain}: {' and '.join(left_out)} left out, judged by networks for human faces")
     if photo:
         net = load_perceptual(o["perceptual"]).to(device)
         found["perceptual"], names["perceptual"] = net, net.name

@@ -160,6 +160,13 @@ def test_text_alone(model: Path, tmp_path: Path) -> None:
     assert np.array_equal(np.load(tmp_path / "alone" / "an-old-man-3" / "latent.npy"), second)
 
 
+def test_cats(model: Path, tmp_path: Path) -> None:
+    """ArcFace knows human faces: its file is not even asked for."""
+    options = ("--domain", "cats", "--identity-weight", 1, "--identity", tmp_path / "no.pth", "--out", tmp_path)
+    result = succeed("invert_eg3d", model, crop(tmp_path), *SHORT, *options)
+    assert "domain cats: identity left out" in result.stderr and "identity" not in rows(tmp_path / "me")[0]
+
+
 def test_clip_alone(model: Path, clip_folder: Path, tmp_path: Path) -> None:  # noqa: F811
     """Its file takes the place of a diffusion model; the score of each view is written."""
     prompt = ("--prompt", "a hat", "--clip", clip_folder)
