@@ -129,6 +129,9 @@ def generate_facednerf(model: Path, seeds: list[int], from_average: bool, **opti
     runs.usable_sessions([options["out"] / name for name in names], resume)  # before anything large is read
     run = _prepare("generate_facednerf", model, "generate", options, task, _portrait_as_it_is, photo=False)
     jobs = runs.open_seeds(run, seeds, names, resume)
+    for job in jobs:
+        if job.done:
+            click.echo(f"{told(job)} (done before)")
 
     def finish(job: runs.Job, found: runs.Found) -> None:
         write_result(run, job, found)
@@ -176,6 +179,9 @@ def _on_photos(command: str, model: Path, given: Sequence[Path], preset: str, op
         return dataclasses.replace(taken, notes=(note, *taken.notes)) if beside else taken
 
     jobs = runs.open_photos(run, photos, names, take, resume)
+    for job in jobs:
+        if job.done:
+            click.echo(f"{told(job)} (done before)")
     compared = runs.reconstructions(run, jobs, batch) if compare else {}
 
     def finish(job: runs.Job, found: runs.Found) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from facelab.api import FaceModel
 from facelab.cameras import Camera
 from facelab.cli import pictures
+from facelab.cli.facednerf_run import FRONT, Found, Job, Run
 from facelab.files import atomic_path
 from facelab.generator import Codes
 from facelab.inference import pictures as pic
@@ -25,10 +26,7 @@ from facelab.inversion.measure import measure
 from facelab.inversion.problem import Target
 from facelab.lighting import main_direction, shade, sphere_picture
 
-if TYPE_CHECKING:
-    from facelab.cli.facednerf_run import Found, Job, Run
-
-ORIGINAL_LATENT, FRONT, VIEWS, SHEET, VIDEO = "latent.npy", "front.png", "views.png", "sheet.png", "video.mp4"
+ORIGINAL_LATENT, VIEWS, SHEET, VIDEO = "latent.npy", "views.png", "sheet.png", "video.mp4"
 VIDEO_PATH, FPS = "eg3d", 30.0  # of the original's videos
 CELL = 256  # pixels of a picture of the sheet at most
 
@@ -81,9 +79,10 @@ def write_result(run: Run, job: Job, found: Found, compared: Tensor | None = Non
     light = None if run.light is None else ball(run.light, head.front.shape[-1])
     title = run.task.get("prompt")
     pic.save_png(session / SHEET, sheet(head, job.target, fan, compared, light, title))
-    session.save_json(files.METRICS, {"photo": job.name, **numbers(run, job, head, found, fan)})
     if run.outputs.video_frames:
         write_video(head, session / VIDEO, run.outputs.video_frames, run.outputs.progress)
+    session.save_json(files.METRICS, {"photo": job.name, **numbers(run, job, head, found, fan)})  # says: done
+    job.finish()
 
 
 def fan_cameras(face: FaceModel) -> Camera:

@@ -39,7 +39,7 @@ from facelab.methods.facednerf.terms import LightGoal
 from facelab.progress import progress_bar
 from facelab.training.signals import StopRequest
 
-RECONSTRUCTION = "reconstruction"
+RECONSTRUCTION, FRONT = "reconstruction", "front.png"
 STEPS = "steps"  # folder of the pictures along the way
 SAME = ("command", "method", "model_weights", "photo", "task", "settings", "judges")
 
@@ -123,12 +123,17 @@ class Run:
 
 @dataclass
 class Job:
-    """One head of a run: its folder and what it aims at (None: text alone)."""
+    """One head of a run: its folder, what it aims at (None: text alone), and whether everything is there already."""
 
     name: str
     session: Session
     target: Target | None
     seed: int | None = None
+    done: bool = False
+
+    def finish(self) -> None:
+        """Drop the state of the tuning, three times a generator: from its end there is nothing to go on to."""
+        (self.session / files.TUNING).unlink(missing_ok=True)
 
     @property
     def place(self) -> tuple[int, int]:
@@ -164,7 +169,7 @@ def open_photos(
     prepared = {photo: take(photo) for photo, session in sessions.items() if session.folder not in begun}
     jobs = []
     for photo, session in sessions.items():
-        described = run.described(str(photo.resolve()))
+        done, described = False, run.described(str(photo.resolve()))
         if photo in prepared:
             found = prepared[photo]
             for note in found.notes:
@@ -172,8 +177,8 @@ def open_photos(
             pic.save_png(session / files.TARGET, found.picture)
             session.begin({**described, "camera": found.label.tolist(), "notes": list(found.notes)})
         else:
-            _expect(session, described)
-        jobs.append(Job(photo.stem, session, _target(run, session)))
+            done = _expect(session, described)
+        jobs.append(Job(photo.stem, session, _target(run, session), done=done))
     return jobs
 
 
@@ -184,7 +189,7 @@ def open_seeds(run: Run, seeds: Sequence[int], names: Sequence[str], resume: boo
     for job in jobs:
         described = run.described(f"seed {job.seed}")
         if job.session.folder in begun:
-            _expect(job.session, described)
+            job.done = _expect(job.session, described)
         else:
             job.session.begin(described)
     return jobs
@@ -199,16 +204,20 @@ def usable_sessions(folders: Sequence[Path], resume: bool) -> dict[Path, Session
     return {session.folder: session for session in begun_before(sessions, resume, "a session")}
 
 
-def _expect(session: Session, described: dict[str, Any]) -> None:
-    """UserError where a session was begun otherwise.
+def _expect(session: Session, described: dict[str, Any]) -> bool:
+    """Whether a session has come to its end already. UserError where it was begun otherwise.
 
-    What spares memory may change at any time, and the tuning before it has begun.
+    What spares memory may change at any time, and the tuning before it has begun or after its end.
     """
     free = ("memory.",) if (session / files.TUNING).exists() else ("memory.", "tune.")
     session.expect(described, SAME, [name for name in described["settings"] if name.startswith(free)])
-    before = session.settings()
-    if before["settings"] != described["settings"]:
-        session.begin({**before, "settings": described["settings"]})
+    before, now = session.settings(), described["settings"]
+    changed = [name for name, value in now.items() if before["settings"].get(name) != value]
+    if changed:
+        session.begin({**before, "settings": now})
+    if any(name.startswith("tune.") for name in changed):
+        (session / files.METRICS).unlink(missing_ok=True)
+    return (session / files.METRICS).is_file()
 
 
 def _target(run: Run, session: Session) -> Target:
@@ -290,14 +299,15 @@ class Found:
 
 
 def run_photos(run: Run, jobs: Sequence[Job], batch: int, finish: Callable[[Job, Found], None]) -> None:
-    """All photos, ``batch`` side by side; those of a group stand at the same place.
+    """All photos that are not done, ``batch`` side by side; those of a group stand at the same place.
 
     Raises:
         Interrupted: Ctrl-C; the states are saved.
     """
+    waiting = [job for job in jobs if not job.done]
     with StopRequest() as stop:
-        for first in range(0, len(jobs), batch):
-            chunk = jobs[first : first + batch]
+        for first in range(0, len(waiting), batch):
+            chunk = waiting[first : first + batch]
             for place in dict.fromkeys(job.place for job in chunk):
                 group = [job for job in chunk if job.place == place]
                 _run_group(run, group, stop, finish)
@@ -309,19 +319,24 @@ def reconstructions(run: Run, jobs: Sequence[Job], batch: int) -> dict[str, Tens
         run.config, weights=dataclasses.replace(run.config.weights, text=0.0, clip=0.0, light=0.0)
     )
     plain = dataclasses.replace(run, config=config, light=None, goal=None)
-    inner = [Job(job.name, Session(make_folder(job.session / RECONSTRUCTION)), job.target) for job in jobs]
-    fronts: dict[str, Tensor] = {}
+    inner = [
+        Job(job.name, Session(make_folder(job.session / RECONSTRUCTION)), job.target) for job in jobs if not job.done
+    ]
+    for job in inner:
+        job.done = (job.session / files.METRICS).is_file()
 
     def keep(job: Job, found: Found) -> None:
-        fronts[job.name] = found.edited.front.rgb[found.row : found.row + 1].cpu()
-        pic.save_png(job.session / "front.png", pic.to_uint8(fronts[job.name])[0])
+        pic.save_png(job.session / FRONT, pic.to_uint8(found.edited.front.rgb)[found.row])
+        losses = {name: float(value[found.row]) for name, value in found.edited.losses.items()}
+        job.session.save_json(files.METRICS, {"photo": job.name, "losses": losses})
+        job.finish()
 
     run_photos(plain, inner, batch, keep)
-    return fronts
+    return {job.name: pic.from_uint8(pic.read_picture(job.session / FRONT))[None] for job in inner}
 
 
 def run_seeds(run: Run, jobs: Sequence[Job], average: bool, finish: Callable[[Job, Found], None]) -> None:
-    """All heads without a photo, one after the other. Interrupted: Ctrl-C; the states are saved."""
+    """All heads without a photo that are not done, one after the other. Interrupted: Ctrl-C; the states are saved."""
 
     def procedure(job: Job, control: Control) -> Edited:
         assert job.seed is not None
@@ -329,7 +344,7 @@ def run_seeds(run: Run, jobs: Sequence[Job], average: bool, finish: Callable[[Jo
         return editing.generate(run.model, config, run.judges.networks, 1, run.goal, control, random_start=not average)
 
     with StopRequest() as stop:
-        for job in jobs:
+        for job in (job for job in jobs if not job.done):
             with _watched(run, [job], stop) as (control, taken):
                 edited = procedure(job, control)
             finish(job, taken(edited, 0))

@@ -63,7 +63,7 @@ def test_a_crop_with_its_camera(model: Path, tmp_path: Path) -> None:
     session = tmp_path / "out" / "me"
     names = {path.name for path in session.iterdir()}
     documented = re.findall(r"`([\w/.]+)`", "".join(row[0] for row in document_rows("files")))
-    assert names == {name.strip("/") for name in documented} - {"reconstruction"}
+    assert names == {name.strip("/") for name in documented} - {"reconstruction", "tuning.safetensors"}
     steps = {path.name for path in (session / "steps").iterdir()}
     assert steps == {f"front_{kind}.png" for kind in ("codes_00000", "codes_00002", "tune_00000", "tune_00001")}
     assert [(row["step"], row["stage"]) for row in rows(session)] == [
@@ -89,6 +89,20 @@ def test_a_crop_with_its_camera(model: Path, tmp_path: Path) -> None:
     for name, latents in (("a", session), ("b", session / "latent.npy")):  # the noise maps lie in both
         succeed("render_images", *common, "--latents", latents, "--out", tmp_path / name)
     assert (tmp_path / "a" / "grid_latents.png").read_bytes() == (tmp_path / "b" / "grid_latents.png").read_bytes()
+
+
+def test_what_is_done_stays_and_may_be_tuned_otherwise(model: Path, tmp_path: Path) -> None:
+    arguments = ("invert_eg3d", model, crop(tmp_path), *SHORT, "--resume", "--out")
+    succeed(*arguments, tmp_path, "--tune-steps", 3)
+    succeed(*arguments, tmp_path / "anew")
+    files = ("generator.safetensors", "front.png", "metrics.json")
+    before = {name: (tmp_path / "me" / name).stat().st_mtime_ns for name in files}
+    assert "(done before)" in succeed(*arguments, tmp_path, "--tune-steps", 3).stdout
+    assert before == {name: (tmp_path / "me" / name).stat().st_mtime_ns for name in files}
+    assert "(done before)" not in succeed(*arguments, tmp_path).stdout
+    one, other = (load_file(folder / "me" / "generator.safetensors") for folder in (tmp_path, tmp_path / "anew"))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+    assert [row["step"] for row in rows(tmp_path / "me")] == [0, 2, 3, 4]
 
 
 def test_it_comes_nearer(model: Path, tmp_path: Path) -> None:
