@@ -169,7 +169,7 @@ def numbers(run: Run, job: Job, head: Head, found: Found, fan: Tensor) -> dict[s
         "judges": run.judges.names,
         "steps": [run.config.codes.steps, run.config.tune.steps],
         "seconds": round(found.seconds, 2),
-        "seconds_are_of_steps": found.steps,
+        "seconds_are_of": {"heads": found.heads, "steps": found.edited.steps},
         "gpu_gigabytes": found.gigabytes,
         "camera": {"label": head.camera.label()[0].tolist()},
     }

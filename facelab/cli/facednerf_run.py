@@ -242,16 +242,15 @@ def _target(run: Run, session: Session) -> Target:
 
 
 class Watch:
-    """Follows the steps of a group: bar, curves, pictures, seconds."""
+    """Follows the steps of a group: bar, curves, pictures."""
 
     def __init__(self, run: Run, jobs: Sequence[Job], bar: Any) -> None:
         self.run, self.jobs, self.bar = run, jobs, bar
         self.rows: dict[int, list[dict[str, Any]]] = {}
-        self.seconds, self.first = 0.0, True
+        self.first = True
 
     def __call__(self, step: Step) -> None:
         """See :attr:`facelab.methods.facednerf.editing.Control.on_step`."""
-        self.seconds += step.seconds
         whole = step.step + (self.run.config.codes.steps if step.stage == "tune" else 0)
         chosen = range(len(self.jobs)) if step.photo is None else [step.photo]
         last = step.step == step.steps - 1
@@ -289,12 +288,12 @@ class Watch:
 
 @dataclass(frozen=True)
 class Found:
-    """What a run found for one head, and what it took."""
+    """What a run found for one head of a group, and what the group took."""
 
     edited: Edited
     row: int
+    heads: int
     seconds: float
-    steps: int
     gigabytes: float | None
 
 
@@ -376,7 +375,7 @@ def _watched(run: Run, jobs: list[Job], stop: StopRequest) -> Iterator[tuple[Con
 
         def taken(edited: Edited, row: int) -> Found:
             memory = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
-            return Found(edited, row, time.perf_counter() - begin, edited.steps, memory)
+            return Found(edited, row, len(jobs), time.perf_counter() - begin, memory)
 
         try:
             yield control, taken
