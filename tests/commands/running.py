@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,15 @@ QUIET = ("--device", "cpu", "--set", "log.progress=false", "--set", "log.samples
 DEBUG = ("--curriculum", "debug", *QUIET)
 ORIGINALS = CHECKOUT / "test_data" / "golden"
 GENERATOR = ORIGINALS / "fenerf" / "checkpoint_fixture_generator.pth"
+
+
+@cache
+def command_of(script: str) -> click.Command:
+    """The command behind ``scripts/<script>.py``, as the script finds it."""
+    if script in COMMANDS:
+        return COMMANDS[script]
+    module = runpy.run_path(str(CHECKOUT / "scripts" / f"{script}.py"))
+    return next(value for value in module.values() if isinstance(value, click.Command))
 
 
 def invoke(command: str, *arguments: Any) -> Result:

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/fenerf.md and docs/pigan.md agree with the code: options, curricula, deviations, functions."""
+"""docs/fenerf.md and docs/pigan.md agree with the code: options, curricula, deviations, functions. Commands of all documents."""
 
 from __future__ import annotations
 
 import importlib
 import re
+import shlex
 from functools import reduce
+from pathlib import Path
 
 import click
 import pytest
@@ -14,9 +16,11 @@ from facelab.bases.pigan.config import DEVIATIONS as PIGAN_DEVIATIONS
 from facelab.config import list_curricula, load_staged, resolve_curriculum
 from facelab.methods import load_config_type
 from facelab.methods.fenerf.config import DEVIATIONS as FENERF_DEVIATIONS
-from tests.commands.running import COMMANDS
+from tests.commands.running import COMMANDS, command_of
 from tests.conftest import CHECKOUT
 
+DOCUMENTS = [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").glob("*.md"))]
+UNSHOWN = {"export_model", "model_card", "quickstart", "train_parser"}
 DEVIATIONS = {"fenerf": FENERF_DEVIATIONS, "pigan": PIGAN_DEVIATIONS}
 ORIGINAL_FLAGS = """
 n_epochs sample_interval output_dir load_dir load_step curriculum eval_freq port set_step model_save_interval num_gpus
@@ -81,16 +85,51 @@ def test_functions_exist(name: str) -> None:
         assert callable(reduce(getattr, parts[split:], module)), path
 
 
-@pytest.mark.parametrize("name", ["fenerf", "pigan"])
-def test_commands_in_the_text_have_these_options(name: str) -> None:
-    shown = re.findall(r"python scripts/(\w+)\.py([^\n]*)", text(name))
-    assert len(shown) >= 8
-    for script, arguments in shown:
-        assert (CHECKOUT / "scripts" / f"{script}.py").is_file(), script
-        if script in COMMANDS:
-            known = {o for p in COMMANDS[script].params if isinstance(p, click.Option) for o in p.opts}
-            unknown = {word for word in arguments.split() if word.startswith("--")} - known
-            assert not unknown, f"{script} has no {unknown}"
+def shown_commands(path: Path) -> list[tuple[str, list[str]]]:
+    """(script, its words) of every command in the code of a document."""
+    code = re.sub(r"\\\n\s*", " ", path.read_text(encoding="utf-8"))
+    lines = re.findall(r"scripts/(\w+)\.py((?: [^\n`&|]*)?)", code)
+    return [(script, shlex.split(words.replace("'", ""), comments=True)) for script, words in lines]
+
+
+def wrong_words(command: click.Command, words: list[str]) -> list[str]:
+    """Subcommands and options that are not the command's."""
+    if isinstance(command, click.Group):
+        plain = [word for word in words if not word.startswith("-")]
+        if not plain:
+            return []
+        if plain[0] not in command.commands:
+            return plain[:1]
+        command = command.commands[plain[0]]
+    known = {o for p in command.params if isinstance(p, click.Option) for o in (*p.opts, *p.secondary_opts)} | {
+        "--help"
+    }
+    return [word for word in words if word.startswith("--") and word.split("=")[0] not in known]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.stem)
+def test_commands_in_documents_have_these_options(document: Path) -> None:
+    commands = shown_commands(document)
+    missing = [script for script, _ in commands if not (CHECKOUT / "scripts" / f"{script}.py").is_file()]
+    assert not missing, f"no such scripts: {missing}"
+    wrong = {f"{script} {word}" for script, words in commands for word in wrong_words(command_of(script), words)}
+    assert not wrong, f"{document.name} shows what the commands do not know: {sorted(wrong)}"
+
+
+def test_the_readme_shows_every_command() -> None:
+    """A command of its own for each script that is no helper of the project itself."""
+    shown = {script for script, _ in shown_commands(CHECKOUT / "README.md")}
+    here = {path.stem for path in (CHECKOUT / "scripts").glob("*.py")}
+    assert here - shown == UNSHOWN
+
+
+def test_unknown_options_are_noticed(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "python scripts/prepare_data.py photos A B --no-such\npython scripts/weights.py lst\n", encoding="utf-8"
+    )
+    found = [wrong_words(command_of(script), words) for script, words in shown_commands(page)]
+    assert found == [["--no-such"], ["lst"]]
 
 
 def test_every_original_command_and_flag_is_mapped() -> None:

@@ -3,22 +3,13 @@
 
 from __future__ import annotations
 
-import runpy
 from pathlib import Path
 
-import click
 import pytest
 from click.testing import CliRunner
 
 from facelab.errors import UserError
-from tests.commands.running import COMMANDS, invoke
-from tests.conftest import CHECKOUT
-
-
-def command_of(name: str) -> click.Command:
-    """The command of a script, as the script finds it."""
-    module = runpy.run_path(str(CHECKOUT / "scripts" / f"{name}.py"))
-    return next(value for value in module.values() if isinstance(value, click.Command))
+from tests.commands.running import COMMANDS, command_of, invoke
 
 
 @pytest.mark.parametrize("name", ["compute_metrics", "export_model", "model_card", "quickstart", "weights"])
