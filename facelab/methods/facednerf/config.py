@@ -117,8 +117,9 @@ class RenderConfig:
 
 @dataclass(frozen=True)
 class MemoryConfig:
-    """What trades time for memory; results stay the same but for rounding."""
+    """What trades time, memory and digits for each other; results stay the same but for rounding."""
 
+    precision: Literal["tf32", "fp32"] = "tf32"  # of products of matrices and convolutions on a GPU
     superresolution: Literal["fp32", "bf16", "as_built"] = "fp32"  # as_built: half precision where the model has it
     recompute: bool = False  # keep nothing of the backbone and the super-resolution for the backward
     max_points: int | None = None  # field evaluations kept for the backward at a time; null: all

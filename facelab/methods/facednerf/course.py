@@ -49,6 +49,7 @@ from facelab.methods.facednerf.terms import (
     noise_weight,
     photo_terms,
 )
+from facelab.training.precision import device_switches
 
 CODES, TUNE = "codes", "tune"  # names of the stages
 LPIPS = "lpips_vgg"  # the distance whose values tune.stop_at means
@@ -141,6 +142,10 @@ class Course:
         tunable(model.generator, tuned_parts(model.generator, config.tune.parts))
         self.terms = make_terms(model, self.target, config, networks, goal)
         self.steps = 0
+
+    def switches(self) -> contextlib.AbstractContextManager[None]:
+        """What the device is told while the run lasts: TF32 or not, and to look for the fastest convolutions."""
+        return device_switches(self.config.memory.precision, self.model.device)
 
     # ------------------------------------------------------------ codes
 

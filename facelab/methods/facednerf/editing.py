@@ -197,6 +197,11 @@ def random_codes(course: Course, count: int) -> Codes:
 
 
 def _run(course: Course, start: Codes | None = None) -> Edited:
+    with course.switches():
+        return _both_stages(course, start)
+
+
+def _both_stages(course: Course, start: Codes | None) -> Edited:
     solution = course.find(start)
     generators, noise, pictures, losses = [], [], [], []
     for photo in range(len(course.target)):
