@@ -3,13 +3,10 @@
 
 from __future__ import annotations
 
-import importlib
 import re
-import shlex
 from functools import reduce
 from pathlib import Path
 
-import click
 import pytest
 
 from facelab.bases.pigan.config import DEVIATIONS as PIGAN_DEVIATIONS
@@ -18,6 +15,7 @@ from facelab.methods import load_config_type
 from facelab.methods.fenerf.config import DEVIATIONS as FENERF_DEVIATIONS
 from tests.commands.running import COMMANDS, command_of
 from tests.conftest import CHECKOUT
+from tests.documents import find, functions, options_of, page, rows, shown_commands, wrong_words
 
 DOCUMENTS = [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").glob("*.md"))]
 UNSHOWN = {"export_model", "model_card", "quickstart", "train_parser"}
@@ -37,20 +35,9 @@ fid_evaluation eval_metrics extract_shapes tools
 """
 
 
-def text(name: str) -> str:
-    return (CHECKOUT / "docs" / f"{name}.md").read_text(encoding="utf-8")
-
-
-def rows(name: str, marker: str) -> list[list[str]]:
-    """Cells of the table after a marker, without its header."""
-    lines = text(name).split(f"<!-- {marker}")[1].splitlines()[1:]
-    table = lines[: next((i for i, line in enumerate(lines) if not line.startswith("|")), len(lines))]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table[2:]]
-
-
 @pytest.mark.parametrize("name", ["fenerf", "pigan"])
 def test_curricula(name: str) -> None:
-    documented = rows(name, "curricula")
+    documented = rows(page(name), "curricula")
     for curriculum in dict.fromkeys(row[0] for row in documented):
         staged = load_staged(load_config_type(name), [resolve_curriculum(name, curriculum)])
         expected = []
@@ -63,12 +50,12 @@ def test_curricula(name: str) -> None:
         assert [row for row in documented if row[0] == curriculum] == expected
     for curriculum in list_curricula(name):
         for known in (curriculum.name, *(curriculum.aliases if name == "fenerf" else ())):
-            assert f"`{known}`" in text(name) or [known] in [row[:1] for row in documented], known
+            assert f"`{known}`" in page(name) or [known] in [row[:1] for row in documented], known
 
 
 @pytest.mark.parametrize("name", ["fenerf", "pigan"])
 def test_deviations(name: str) -> None:
-    assert rows(name, "deviations") == [[f"`reference.{d.switch}`", d.what] for d in DEVIATIONS[name]]
+    assert rows(page(name), "deviations") == [[f"`reference.{d.switch}`", d.what] for d in DEVIATIONS[name]]
     switches = {d.switch for d in DEVIATIONS[name]}
     schema = load_config_type(name)
     assert switches == set(vars(schema().reference))  # no switch without a sentence
@@ -76,35 +63,9 @@ def test_deviations(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["fenerf", "pigan"])
 def test_functions_exist(name: str) -> None:
-    names = [path for row in rows(name, "functions") for path in re.findall(r"`([\w.]+)`", row[2])]
+    names = functions(page(name))
     assert len(names) >= 8
-    for path in names:
-        parts = path.split(".")
-        split = next(i for i, part in enumerate(parts) if part[0].isupper()) if re.search(r"\.[A-Z]", path) else -1
-        module = importlib.import_module(".".join(parts[:split]))
-        assert callable(reduce(getattr, parts[split:], module)), path
-
-
-def shown_commands(path: Path) -> list[tuple[str, list[str]]]:
-    """(script, its words) of every command in the code of a document."""
-    code = re.sub(r"\\\n\s*", " ", path.read_text(encoding="utf-8"))
-    lines = re.findall(r"scripts/(\w+)\.py((?: [^\n`&|]*)?)", code)
-    return [(script, shlex.split(words.replace("'", ""), comments=True)) for script, words in lines]
-
-
-def wrong_words(command: click.Command, words: list[str]) -> list[str]:
-    """Subcommands and options that are not the command's."""
-    if isinstance(command, click.Group):
-        plain = [word for word in words if not word.startswith("-")]
-        if not plain:
-            return []
-        if plain[0] not in command.commands:
-            return plain[:1]
-        command = command.commands[plain[0]]
-    known = {o for p in command.params if isinstance(p, click.Option) for o in (*p.opts, *p.secondary_opts)} | {
-        "--help"
-    }
-    return [word for word in words if word.startswith("--") and word.split("=")[0] not in known]
+    assert [path for path in names if not callable(find(path))] == []
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.stem)
@@ -133,7 +94,7 @@ def test_unknown_options_are_noticed(tmp_path: Path) -> None:
 
 
 def test_every_original_command_and_flag_is_mapped() -> None:
-    table = text("fenerf").split("## From the original's commands")[1].split("## Curricula")[0]
+    table = page("fenerf").split("## From the original's commands")[1].split("## Curricula")[0]
     missing = [flag for flag in ORIGINAL_FLAGS.split() if f"`--{flag}`" not in table]
     missing += [script for script in ORIGINAL_SCRIPTS.split() if f"{script}.py**" not in table]
     assert not missing
@@ -141,9 +102,9 @@ def test_every_original_command_and_flag_is_mapped() -> None:
 
 def test_our_side_of_the_table_exists() -> None:
     """Options named on our side belong to one of the commands; settings named exist."""
-    table = text("fenerf").split("## From the original's commands")[1].split("## Curricula")[0]
+    table = page("fenerf").split("## From the original's commands")[1].split("## Curricula")[0]
     ours = [line.strip("|").split("|")[1] for line in table.splitlines() if line.startswith("|")]
-    known = {o for c in COMMANDS.values() for p in c.params if isinstance(p, click.Option) for o in p.opts}
+    known = options_of(*COMMANDS.values())
     used = {o for cell in ours for o in re.findall(r"`(--[\w-]+)", cell)}
     assert len(used) > 15 and used <= known, used - known
     config = load_config_type("fenerf")()
@@ -152,5 +113,5 @@ def test_our_side_of_the_table_exists() -> None:
 
 
 def test_what_cannot_be_had_is_said() -> None:
-    assert "The released files themselves could not be obtained" in text("fenerf")
-    assert "not yet" in text("fenerf") and "## Results" in text("fenerf")
+    assert "The released files themselves could not be obtained" in page("fenerf")
+    assert "not yet" in page("fenerf") and "## Results" in page("fenerf")

@@ -3,11 +3,8 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from functools import reduce
-
-import click
 
 from facelab.bases.eg3d.config import DEVIATIONS, Eg3dConfig
 from facelab.bases.eg3d.options import describe
@@ -15,6 +12,7 @@ from facelab.cli.render import extract_mesh, render_images, render_video
 from facelab.cli.train import train_command
 from facelab.config import list_curricula, load_staged
 from tests.conftest import CHECKOUT
+from tests.documents import find, functions, options_of, page, rows
 
 # of the original's training command
 ORIGINAL_FLAGS = """
@@ -30,24 +28,17 @@ PICTURE_FLAGS = """
 network seeds outdir trunc trunc-cutoff class shapes shape-res fov-deg shape-format reload_modules shuffle-seed grid
 num-keyframes w-frames cfg image_mode sample_mult nrr interpolate
 """
-TEXT = (CHECKOUT / "docs" / "eg3d.md").read_text(encoding="utf-8")
-
-
-def rows(marker: str) -> list[list[str]]:
-    """Cells of the table after a marker, without its header."""
-    lines = TEXT.split(f"<!-- {marker}")[1].splitlines()[1:]
-    table = lines[: next((i for i, line in enumerate(lines) if not line.startswith("|")), len(lines))]
-    return [[cell.strip() for cell in re.split(r"(?<!\w)\|(?!\w)", line.strip("|"))] for line in table[2:]]
+TEXT = page("eg3d")
 
 
 def test_every_original_flag_is_mapped() -> None:
-    stated = {row[0].strip("`") for row in rows("flags")}
+    stated = {row[0].strip("`") for row in rows(TEXT, "flags")}
     assert stated == {f"--{flag}" for flag in ORIGINAL_FLAGS.split()}
 
 
 def test_flags_and_settings_of_our_side_exist() -> None:
-    options = {o for p in train_command("eg3d", "debug").params if isinstance(p, click.Option) for o in p.opts}
-    cells = {row[0].strip("`"): row[1] for row in rows("flags")}
+    options = options_of(train_command("eg3d", "debug"))
+    cells = {row[0].strip("`"): row[1] for row in rows(TEXT, "flags")}
     for flag, key in describe().items():
         assert flag in options and all(f"`{part.strip()}`" in cells[flag] for part in key.split(",")), flag
     config = Eg3dConfig()
@@ -70,39 +61,31 @@ def test_curricula() -> None:
         kimg = f"{c.train.max_steps * size / 1000:g}"
         numbers = [str(c.model.resolution), rendering, samples, str(size), str(c.train.batch_chunk)]
         expected.append([curriculum.name, names, *numbers, f"{c.loss.r1_gamma:g}", swap, c.augment.mode, kimg])
-    assert rows("curricula") == expected
+    assert rows(TEXT, "curricula") == expected
 
 
 def test_deviations() -> None:
-    assert rows("deviations") == [[f"`reference.{d.switch}`", d.what] for d in DEVIATIONS]
+    assert rows(TEXT, "deviations") == [[f"`reference.{d.switch}`", d.what] for d in DEVIATIONS]
     assert {d.switch for d in DEVIATIONS} == set(vars(Eg3dConfig().reference))
 
 
 def test_functions_exist() -> None:
-    names = [path for row in rows("functions") for path in re.findall(r"`([\w.]+)`", row[2])]
+    names = functions(TEXT)
     assert len(names) > 15
-    for path in names:
-        parts = path.split(".")
-        split = next((i for i, part in enumerate(parts) if part[0].isupper()), len(parts) - 1)
-        assert callable(reduce(getattr, parts[split:], importlib.import_module(".".join(parts[:split])))), path
+    assert [path for path in names if not callable(find(path))] == []
 
 
-def test_commands_in_the_text_have_these_options() -> None:
-    known = {o for p in train_command("eg3d", "debug").params if isinstance(p, click.Option) for o in p.opts}
-    shown = re.findall(r"python scripts/train_eg3d\.py([^\n]*)", TEXT)
-    assert len(shown) >= 6
-    for arguments in shown:
-        assert {word for word in arguments.split() if word.startswith("--")} <= known
+def test_curricula_of_the_commands_exist() -> None:
+    curricula = {name for c in list_curricula("eg3d") for name in (c.name, *c.aliases)}
+    shown = set(re.findall(r"--curriculum ([a-z]\w*)", TEXT))
+    assert shown and shown <= curricula
 
 
 def test_flags_of_pictures_and_videos() -> None:
     """Every flag of the original's programs has a row; what stands on our side exists."""
-    table = rows("picture flags")
+    table = rows(TEXT, "picture flags")
     assert {f for row in table for f in re.findall(r"`--([\w-]+)`", row[0])} == set(PICTURE_FLAGS.split())
-    commands = {c.name: {o for p in c.params for o in p.opts} for c in (render_images, render_video, extract_mesh)}
-    known = set().union(*commands.values())
+    known = options_of(render_images, render_video, extract_mesh)
     for row in table:
         assert set(re.findall(r"`(--[\w-]+)", row[1])) <= known, row
         assert all((CHECKOUT / path).is_file() for path in re.findall(r"`(scripts/\w+\.py)`", row[1])), row
-    for name, arguments in re.findall(r"python scripts/(render_images|render_video|extract_mesh)\.py([^\n]*)", TEXT):
-        assert {word for word in arguments.split() if word.startswith("--")} <= commands[name], arguments
