@@ -12,10 +12,10 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from cuda_ops import reference_filters as reference
 from cuda_ops.activation import bias_act
+from cuda_ops.conv import conv2d, conv_transpose2d
 from cuda_ops.filters import upfirdn2d
 from cuda_ops.reference_filters import Padding
 
@@ -86,7 +86,7 @@ def _convolve(
     x: Tensor, w: Tensor, stride: int = 1, padding: tuple[int, int] = (0, 0), groups: int = 1, flip_weight: bool = True
 ) -> Tensor:
     """Native convolution; ``flip_weight`` as in :func:`conv2d_resample`."""
-    return F.conv2d(x, w if flip_weight else w.flip([2, 3]), stride=stride, padding=padding, groups=groups)
+    return conv2d(x, w if flip_weight else w.flip([2, 3]), stride=stride, padding=padding, groups=groups)
 
 
 def _transposed(
@@ -99,7 +99,7 @@ def _transposed(
     w = w.flip([2, 3]) if flip_weight else w
     x0, x1, y0, y1 = p[0] - kw + 1, p[1] - kw + up, p[2] - kh + 1, p[3] - kh + up
     tx, ty = max(min(-x0, -x1), 0), max(min(-y0, -y1), 0)
-    x = F.conv_transpose2d(x, w, stride=up, padding=(ty, tx), groups=groups)
+    x = conv_transpose2d(x, w, stride=up, padding=(ty, tx), groups=groups)
     return x, (x0 + tx, x1 + tx, y0 + ty, y1 + ty)
 
 

@@ -16,6 +16,7 @@ from cuda_ops import grid_lookup
 from cuda_ops.film_siren import BACKWARD_ROWS, Spec, _Backward, _demodulate, _Packed, _Slabs, pack, slabs
 from cuda_ops.grid_lookup import Slab
 
+SMALLEST_ROWS = 1 << 15
 TARGET = 8.0  # size that the largest gradient at a first hidden layer is brought to
 
 
@@ -31,6 +32,12 @@ class _Sums:
         self.first, self.extra = zeros(1, h, e), zeros(1, h, e)
         self.columns = zeros(spec.layers, h)
         self.head, self.rgb, self.head_columns = zeros(1, w, h), zeros(1, w, h), zeros(w)
+
+
+def backward_rows(rows: int) -> int:
+    """Rows of a slab of the backward at width 256: a sixth of all, for what a slab keeps is most of the memory of a
+    small problem; within limits between which the GPU is busy."""
+    return min(BACKWARD_ROWS, max(SMALLEST_ROWS, rows // 6))
 
 
 def gradient_scale(grad: Tensor, weights: _Backward) -> Tensor:
@@ -56,7 +63,7 @@ def gradients(
     d_points = torch.zeros_like(run.points) if needed[0] else None
     d_directions = torch.zeros(out.shape[0], run.total, 3, device=grad.device) if needed[1] else None
     d_cells = torch.zeros_like(run.cells) if run.cells is not None and needed[6] else None
-    for slab in slabs(len(out), out.shape[1], BACKWARD_ROWS * 256 // spec.hidden):
+    for slab in slabs(len(out), out.shape[1], backward_rows(out.shape[0] * out.shape[1]) * 256 // spec.hidden):
         d_color, d_first = _slab(run, slab, weights, grad, out, loss_scale, sums)
         _inputs(run, slab, d_color, d_first, unscale, d_points, d_directions, d_cells)
     found: list[Tensor | None] = [None] * 7

@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from facelab.constants import constant
+
 Angles = Tensor | float | Sequence[float]
 
 POLE_MARGIN = 1e-5  # radians kept between the pitch and the poles, pi-GAN
@@ -147,7 +149,7 @@ def intrinsics_from_fov(fov: Tensor | float, count: int, like: Tensor) -> Tensor
 def look_at_opengl(position: Tensor) -> Tensor:
     """(N, 3) positions -> (N, 4, 4) OpenGL camera-to-world looking at the origin, y up (pi-GAN)."""
     forward = torch.nn.functional.normalize(-position, dim=-1)
-    world_up = torch.tensor([0.0, 1.0, 0.0], dtype=position.dtype, device=position.device).expand_as(forward)
+    world_up = constant((0.0, 1.0, 0.0), position.device, position.dtype).expand_as(forward)
     left = torch.nn.functional.normalize(torch.linalg.cross(world_up, forward), dim=-1)
     up = torch.nn.functional.normalize(torch.linalg.cross(forward, left), dim=-1)
     cam2world = torch.zeros(len(position), 4, 4, dtype=position.dtype, device=position.device)
@@ -159,7 +161,7 @@ def look_at_opengl(position: Tensor) -> Tensor:
 
 def opengl_to_opencv(cam2world: Tensor) -> Tensor:
     """Flip the camera's y and z axes: OpenGL (y up, looks along -z) <-> OpenCV (y down, along +z)."""
-    flip = torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=cam2world.dtype, device=cam2world.device)
+    flip = constant((1.0, -1.0, -1.0, 1.0), cam2world.device, cam2world.dtype)
     return cam2world * flip
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from facelab.cameras.camera import POLE_MARGIN, Camera
+from facelab.constants import constant
 from facelab.draws import Draws
 
 FOCAL = 2985.29 / 700  # of the FFHQ and AFHQ crops, divided by the image side
@@ -38,7 +39,7 @@ def orbit_position(yaw: Tensor, pitch: Tensor, radius: float) -> Tensor:
 def look_at(position: Tensor, target: Tensor) -> Tensor:
     """(N, 3) positions and (3,) or (N, 3) targets -> (N, 4, 4) camera-to-world, OpenCV axes, no roll about +y."""
     forward = torch.nn.functional.normalize(target - position, dim=-1)
-    up = torch.tensor([0.0, 1.0, 0.0], dtype=position.dtype, device=position.device).expand_as(forward)
+    up = constant((0.0, 1.0, 0.0), position.device, position.dtype).expand_as(forward)
     right = torch.nn.functional.normalize(torch.linalg.cross(forward, up), dim=-1)
     down = torch.linalg.cross(forward, right)
     cam2world = torch.eye(4, dtype=position.dtype, device=position.device).repeat(len(position), 1, 1)

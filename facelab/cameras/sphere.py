@@ -16,6 +16,7 @@ from torch import Tensor
 
 from facelab.cameras.camera import Angles, Camera, intrinsics_from_fov, opengl_to_opencv
 from facelab.cameras.pose_sampling import Conditions
+from facelab.constants import constant
 from facelab.draws import Draws
 from facelab.errors import UserError
 
@@ -41,7 +42,7 @@ def sphere_camera(azimuth: Angles, elevation: Angles, fov: Tensor | float = FOV,
     flat = elevation_N.cos()
     position = radius * torch.stack([flat * azimuth_N.sin(), elevation_N.sin(), flat * azimuth_N.cos()], dim=-1)
     back = _normalize(position)
-    up = torch.tensor([0.0, 1.0, 0.0], dtype=position.dtype, device=position.device).expand_as(back)
+    up = constant((0.0, 1.0, 0.0), position.device, position.dtype).expand_as(back)
     right = _normalize(torch.linalg.cross(up, back))
     above = _normalize(torch.linalg.cross(back, right))
     vertical = (right.abs() < VERTICAL).all(dim=-1, keepdim=True)

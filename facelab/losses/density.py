@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from facelab.constants import constant
 from facelab.losses.adversarial import at_least_float32
 
 Density = Callable[[Tensor], Tensor]
@@ -42,7 +43,7 @@ def density_monotonic(density: Density, points: Tensor, step: float, detach: boo
         step: scene units.
         detach: the front point is a target without gradient, so that only the point behind learns.
     """
-    back = torch.tensor([0.0, 0.0, -step], device=points.device, dtype=points.dtype)
+    back = constant((0.0, 0.0, -step), points.device, points.dtype)
     front, behind = _pair(density, points, points + back)
     return F.relu((front.detach() if detach else front) - behind).mean()
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cuda_ops.conv import conv2d
 from facelab.nn.init import uniform_
 
 Initialisation = Literal["default", "kaiming"]
@@ -36,6 +37,11 @@ class Conv2d(nn.Conv2d):
         with torch.device("meta"):
             super().__init__(in_channels, out_channels, kernel_size, stride=stride, padding=padding)
         self.to_empty(device="cpu")
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, D, H', W'), with fast second derivatives."""
+        (sy, sx), (py, px) = self.stride, self.padding
+        return conv2d(input, self.weight, self.bias, (sy, sx), (int(py), int(px)))
 
     def reset(self, generator: torch.Generator, initialisation: Initialisation = "default") -> None:
         """Draw weight and bias; see :func:`reset_conv`."""
@@ -67,7 +73,7 @@ class CoordConv2d(nn.Module):
 
     def forward(self, x: Tensor, coordinates: Tensor) -> Tensor:
         """x (N, C, H, W), coordinates (1, 2, H, W) of :func:`coordinate_channels` -> (N, out, H', W')."""
-        y = F.conv2d(x, self.weight, None, self.stride, self.padding)
+        y = conv2d(x, self.weight, None, self.stride, self.padding)
         # Full precision under autocast: half floats cannot tell neighbouring pixels of a large image
         # apart. It is the size of one sample, so it costs next to nothing.
         with torch.autocast(x.device.type, enabled=False):

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from facelab.fields.output import FieldOutput
 from facelab.rendering.settings import Background
+from facelab.rendering.transmittance import cumulative_product
 
 LAST_INTERVAL = 1e10  # a positive last density makes the ray opaque (NeRF, pi-GAN)
 TRANSMITTANCE_EPS = 1e-10
@@ -68,7 +69,7 @@ class PointAlphaIntegrator:
         interval = torch.cat([t[..., 1:] - t[..., :-1], torch.full_like(t[..., :1], LAST_INTERVAL)], dim=-1)
         alpha = 1 - torch.exp(-interval[..., None] * activated)
         keep = torch.cat([torch.ones_like(alpha[..., :1, :]), 1 - alpha + TRANSMITTANCE_EPS], dim=-2)
-        return alpha * torch.cumprod(keep, dim=-2)[..., :-1, :]
+        return alpha * cumulative_product(keep, -2)[..., :-1, :]
 
     def __call__(self, t: Tensor, values: FieldOutput, noise: Tensor | None = None) -> RenderOutput:
         """Composite the samples of each ray, see :meth:`weights` for the shapes."""

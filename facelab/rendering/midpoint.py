@@ -21,6 +21,7 @@ from facelab.fields.output import BoundField, FieldOutput
 from facelab.rendering.integrators import TRANSMITTANCE_EPS, RenderOutput
 from facelab.rendering.ray_samplers import RayNoise, SampleSet, points_along, sample_pdf
 from facelab.rendering.settings import RenderSettings
+from facelab.rendering.transmittance import cumulative_product
 from facelab.rendering.volume_renderer import render_chunks, surface_normals
 
 DENSITY_SHIFT = 1.0  # subtracted from raw density before the softplus
@@ -45,7 +46,7 @@ class MidpointIntegrator:
         density = F.softplus((sigma[..., :-1] + sigma[..., 1:]) / 2 - DENSITY_SHIFT)
         alpha = 1 - torch.exp(-density * (t[..., 1:] - t[..., :-1]))
         keep = torch.cat([torch.ones_like(alpha[..., :1]), 1 - alpha + TRANSMITTANCE_EPS], dim=-1)
-        return alpha * torch.cumprod(keep, dim=-1)[..., :-1]
+        return alpha * cumulative_product(keep, -1)[..., :-1]
 
     def __call__(self, samples: Sequence[tuple[Tensor, FieldOutput]]) -> RenderOutput:
         """Composite one or more sets of (t (N, R, S_i), values there), merged by depth.

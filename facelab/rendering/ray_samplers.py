@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from facelab.cameras.rays import Rays
+from facelab.constants import constant
 from facelab.draws import Draws
 from facelab.fields.output import BoundField, FieldOutput
 from facelab.rendering.integrators import PointAlphaIntegrator
@@ -132,7 +133,7 @@ def view_directions(rays: Rays, lock_view: bool) -> Tensor:
     """The directions a field sees: the rays', or (0, 0, -1) everywhere."""
     if not lock_view:
         return rays.directions
-    return torch.tensor([0.0, 0.0, -1.0], device=rays.directions.device).expand_as(rays.directions)
+    return constant((0.0, 0.0, -1.0), rays.directions.device).expand_as(rays.directions)
 
 
 def points_along(rays: Rays, t: Tensor) -> Tensor:

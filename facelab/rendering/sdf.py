@@ -23,6 +23,7 @@ from facelab.fields.sdf import DistanceField, gradient_by_autograd
 from facelab.rendering.integrators import LAST_INTERVAL, TRANSMITTANCE_EPS, RenderOutput
 from facelab.rendering.ray_samplers import RayNoise, points_along
 from facelab.rendering.settings import RenderSettings
+from facelab.rendering.transmittance import cumulative_product
 from facelab.rendering.volume_renderer import render_chunks, surface_normals
 
 Sampling = Literal["offset", "stratified"]
@@ -136,7 +137,7 @@ class SdfIntegrator:
         lengths = interval * directions.norm(dim=-1, keepdim=True)
         alpha = 1 - torch.exp(-density.squeeze(-1).to(t.dtype) * lengths)
         keep = torch.cat([torch.ones_like(alpha[..., :1]), 1 - alpha + TRANSMITTANCE_EPS], dim=-1)
-        weights = alpha * torch.cumprod(keep, dim=-1)[..., :-1]
+        weights = alpha * cumulative_product(keep, -1)[..., :-1]
         if self.background == "last":
             weights = torch.cat([weights[..., :-1], 1 - weights[..., :-1].sum(-1, keepdim=True)], dim=-1)
         return weights

@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from facelab.draws import Draws, map_tensors, moved
 from facelab.training.phases import PhaseContext, SharedResults, Sums
@@ -133,7 +134,7 @@ class Tape:
 
     def __init__(self, recording: Recording, context: PhaseContext, playing: bool) -> None:
         self.recording, self.origin, self.playing = recording, context, playing
-        self._place = 0
+        self._place = self._decided = 0
 
     def problem(self, text: str) -> None:
         """Note why there can be no graph; in a recording that is played it is an error."""
@@ -154,10 +155,13 @@ class Tape:
 
     def decision(self, make: Callable[[PhaseContext], H]) -> H:
         """The next answer."""
-        answer = make(self.origin)
         if not self.playing:
-            self.recording.decisions.append((make, answer))
-        return answer
+            self.recording.decisions.append((make, make(self.origin)))
+            return self.recording.decisions[-1][1]  # type: ignore[return-value]
+        if self._decided == len(self.recording.decisions):
+            raise Ungraphable("decides more than before")
+        self._decided += 1
+        return self.recording.decisions[self._decided - 1][1]  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -355,18 +359,18 @@ class PhaseGraphs:
         try:
             entry.graph = self._captured(playing, work) if self._capture else Again(recording, work)
         except (Ungraphable, RuntimeError) as problem:
-            self._refuse(key, str(problem).splitlines()[0])
-            torch.cuda.empty_cache()
+            self._pool = None  # a capture that broke off leaves its pool unusable
+            self._refuse(key, f"met: {problem}".splitlines()[0])
             work(context)
             return
         self._play(entry, context)
 
     def _captured(self, playing: PhaseContext, work: Work) -> Any:
         torch.cuda.synchronize(playing.device)
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             work(playing)
-        self._pool = self._pool or graph.pool()
         return graph
 
     def _play(self, entry: Entry, context: PhaseContext) -> None:
@@ -396,4 +400,16 @@ class Again:
         """Run it; ``context`` is only where the phase finds its networks."""
         for kept in (self.recording.logged, self.recording.counted, self.recording.made):
             kept.clear()
-        self.work(taped(replace(context), self.recording, playing=True))
+        with NoTraffic():
+            self.work(taped(replace(context), self.recording, playing=True))
+
+
+class NoTraffic(TorchFunctionMode):
+    """Refuses what a CUDA graph cannot hold and a CPU would not mind: tensors made of Python's numbers."""
+
+    COMING = frozenset((torch.tensor, torch.as_tensor, torch.from_numpy, Tensor.new_tensor))
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self.COMING and not (args and isinstance(args[0], Tensor)):
+            raise Ungraphable(f"makes a tensor of numbers in {func.__name__}; use facelab.constants.constant")
+        return func(*args, **(kwargs or {}))

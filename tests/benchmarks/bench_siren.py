@@ -26,7 +26,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from cuda_ops import film_siren, timing
+from cuda_ops import film_siren, film_siren_backward, timing
 from facelab.fields.siren import Film, SirenConfig, SirenField
 
 CASES = {  # scenes, rays, samples, config
@@ -201,7 +201,13 @@ def tune(case: str) -> None:
     weights = weights[: -2 * len(field.labels)] + [torch.randn(18, h, device="cuda"), torch.randn(18, device="cuda")]
     packed = film_siren.pack(spec, film.tensors(), weights)
     run = film_siren._Slabs(spec, packed, points, directions, field.grid)
-    slab = next(film_siren.slabs(len(points), points.shape[1] * points.shape[2], film_siren.BACKWARD_ROWS * 256 // h))
+    slab = next(
+        film_siren.slabs(
+            len(points),
+            points.shape[1] * points.shape[2],
+            film_siren_backward.backward_rows(points[..., 0].numel()) * 256 // h,
+        )
+    )
     ys, extra = run.activations(slab)
     scale = torch.ones((), device="cuda")
     out = torch.zeros(len(points), run.total, 22, device="cuda")

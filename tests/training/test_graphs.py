@@ -22,7 +22,11 @@ from facelab.training.schedule import Progress
 COMMON = ("log.samples_every=0", "log.progress=false", "data.heads=8", "train.workers=0")
 RUNS = {
     "eg3d": ("eg3d", "debug", ("loss.blur_fade_kimg=0",)),
-    "eg3d augmented": ("eg3d", "debug", ("augment.mode=fixed", "augment.p=0.5", "loss.blur_fade_kimg=0.02")),
+    "eg3d with coins": (
+        "eg3d",
+        "debug",
+        ("discriminator.label_noise=0.3", "loss.style_mixing=0.9", "conditioning.swap=0.5", "loss.blur_fade_kimg=0"),
+    ),
     "stylesdf": ("stylesdf", "debug", ()),
     "stylesdf full": ("stylesdf", "debug_full", ()),
     "cnerf": ("cnerf", "debug_volume", ()),

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from facelab.constants import constant
 from facelab.fields.output import FieldOutput
 from facelab.fields.sdf import BETA_START
 from facelab.methods.cnerf.fusion import RegionValues, Subset, fuse, fuse_features
@@ -290,7 +291,7 @@ class BoundCNerf:
     def distances(self, points: Tensor) -> Tensor:
         """(N, R, S, 3) points -> (N, R, S, 1) signed distance alone: meshes. Regions are carved as seen from the front."""
         if self.subset is not None and self.subset.carve:
-            front = points.new_tensor([0.0, 0.0, -1.0]).expand(*points.shape[:2], 3)
+            front = constant((0.0, 0.0, -1.0), points.device, points.dtype).expand(*points.shape[:2], 3)
             sdf = self.without_features()(points, front).sdf
             assert sdf is not None
             return sdf

@@ -87,8 +87,10 @@ class FullStage:
         assert decoder is not None
         if second is None:
             return decoder.broadcast(decoder.style(code)).contiguous()
-        place = ctx.decide(lambda own, _: float(own.uniform("inject", ())), draws.at(chunk=0))
-        inject = min(1 + int(place * (decoder.num_ws - 1)), decoder.num_ws - 1)
+        last = decoder.num_ws - 1
+        inject = ctx.decide(
+            lambda own, _: min(1 + int(float(own.uniform("inject", ())) * last), last), draws.at(chunk=0)
+        )
         return decoder.broadcast(decoder.style(code), decoder.style(second), inject)
 
     def path_pictures(self, ctx: PhaseContext, count: int) -> tuple[Tensor, Tensor]:

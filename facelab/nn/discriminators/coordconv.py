@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cuda_ops.conv import conv2d
 from facelab.nn.discriminators.progressive import ResidualBlock
 from facelab.nn.discriminators.skip_residual import Grouping
 from facelab.nn.discriminators.stylegan2 import dividing_group, minibatch_std
@@ -109,7 +110,7 @@ class JoinedCoordConv2d(CoordConv2d):
         """As :meth:`CoordConv2d.forward`."""
         weight = torch.cat([self.weight, self.coord_weight], dim=1)
         joined = torch.cat([x, coordinates.to(x.dtype).expand(len(x), -1, -1, -1)], dim=1)
-        return F.conv2d(joined, weight, None, self.stride, self.padding) + self.bias[:, None, None]
+        return conv2d(joined, weight, None, self.stride, self.padding) + self.bias[:, None, None]
 
 
 class CoordBlock(ResidualBlock):

@@ -160,6 +160,8 @@ def frozen_parts(
     vae.post_quant_conv = None
     for part in (unet, vae):
         part.requires_grad_(False).eval().to(device)
+        if torch.device(device).type == "cuda":  # the order that half precision convolutions want
+            part.to(memory_format=torch.channels_last)
     if checkpointing:
         vae.enable_gradient_checkpointing()
     return DiffusionParts(unet, vae, scheduler, kind, source)
