@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The measurement of FaceDNeRF runs on a tiny model, its truth is the truth, and its numbers tell good from bad."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "commands"))
+
+import eg3d_models
+import known_faces
+import measure_facednerf
+
+import facelab
+from facelab.inference import pictures as pic
+from facelab.lighting import directional
+
+SIDE = 64
+QUICK = ["--steps", "2", "--tune-steps", "2", "--set", "render.sample_factor=1", "--set", "codes.start_samples=8"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return eg3d_models.make_model(tmp_path_factory.mktemp("models") / "tiny.safetensors", SIDE)
+
+
+@pytest.fixture(scope="module")
+def faces(model: Path) -> known_faces.KnownFaces:
+    return known_faces.KnownFaces(facelab.load(model), seed=0, size=SIDE)
+
+
+@pytest.fixture(scope="module")
+def written(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """The file of a run of all parts, and the folder of its sheets."""
+    pytest.importorskip("diffusers")
+    folder = tmp_path_factory.mktemp("measured")
+    asked = ["--heads", "2", "--presets", "project_w_plus,pti", "--lights", "left,lamp_above", "--dpr", "random"]
+    places = ["--sheets", str(folder / "sheets"), "--out", str(folder / "found.json")]
+    done = CliRunner().invoke(measure_facednerf.main, [str(model), *QUICK, *asked, *places])
+    assert done.exit_code == 0, done.output
+    return json.loads((folder / "found.json").read_text(encoding="utf-8")), folder / "sheets"
+
+
+def test_true_pictures_are_those_of_the_data_set(faces: known_faces.KnownFaces) -> None:
+    target, batch = faces.target(3), faces.source.batch([3])
+    assert torch.equal(target.picture, batch.image.float() / 127.5 - 1)
+    torch.testing.assert_close(target.camera.label(), batch.camera.label())
+    again = faces.views(3, target.camera, faces.lights(3).mean(-1)[0])
+    assert float((again.picture - target.picture).abs().mean()) < 0.02, "white light of the same strength"
+
+
+def test_light_figures_know_the_light(faces: known_faces.KnownFaces, model: Path) -> None:
+    camera = measure_facednerf.Camera.cat([facelab.load(model).camera(yaw=yaw) for yaw in (-0.3, 0.0, 0.3)])
+    left, right = (known_faces.known_light(known_faces.LIGHTS["lamp_top_left"].replace("-1", str(x))) for x in (-1, 1))
+    views = faces.views(0, camera, left)
+    true, wrong = (known_faces.light_figures(views.picture, views, light) for light in (left, right))
+    assert true["shading_correlation"] > 0.9 and true["angle_degrees"] < 15
+    assert wrong["shading_correlation"] < 0.2 and wrong["angle_degrees"] > 40
+    assert true["sh_error"] < 0.5 * wrong["sh_error"]
+    half = known_faces.light_figures((views.picture + 1) / 2 - 1, views, 3 * left)
+    assert half == pytest.approx(true, abs=1e-3), "neither exposure nor strength counts"
+
+
+def test_lights_are_six_and_apart() -> None:
+    lights = torch.stack([known_faces.known_light(name) for name in known_faces.LIGHTS]).double()
+    directions = known_faces.lighting.main_direction(lights)
+    assert len(lights) == 6 and float((directions @ directions.T - torch.eye(6).double()).max()) < 0.9
+    assert torch.equal(known_faces.known_light("{direction: [1, 0, 0]}"), directional(torch.eye(3)[:1])[0])
+
+
+def test_inversion(written: tuple[dict[str, Any], Path]) -> None:
+    rows = [row for row in written[0]["rows"] if row["part"] == "inversion"]
+    assert [row["by"] for row in rows] == ["average head", "project_w_plus", "pti"]
+    for row in rows:
+        assert row["heads"] == 2 and [one["head"] for one in row["of_heads"]] == [0, 1]
+        assert {"psnr", "ssim", "perceptual_random"} == set(row["photo"]) == set(row["others"])
+        each = [one["photo"]["psnr"] for one in row["of_heads"]]
+        assert row["photo"]["psnr"] == pytest.approx(sum(each) / 2, rel=1e-4) and each[0] != each[1]
+        assert row["others"]["psnr"] == pytest.approx(sum(row["others_psnr"].values()) / 5, rel=1e-4)
+    assert [row.get("steps") for row in rows] == [None, 2, 6], "codes side by side, a tuning for each"
+    assert all(row["seconds"] > 0 and row["gigabytes"] > 0 for row in rows[1:])
+
+
+def test_relighting(written: tuple[dict[str, Any], Path]) -> None:
+    rows = [row for row in written[0]["rows"] if row["part"] == "relighting"]
+    assert [row["light"] for row in rows] == ["left", "lamp_above"]
+    for row in rows:
+        assert row["heads"] == 2 and row["views"] == 5 and row["steps"] == 6
+        figures = {"angle_degrees", "sh_error", "shading_correlation", "dpr_error", "dpr_distance"}
+        assert set(row["truth"]) == figures and set(row["after"]) == set(row["before"]) == {*figures, "psnr_to_truth"}
+        assert row["truth"]["shading_correlation"] > max(0.8, row["before"]["shading_correlation"])
+        assert row["truth"]["angle_degrees"] < row["before"]["angle_degrees"]
+
+
+def test_text_moves_codes_and_pictures(written: tuple[dict[str, Any], Path]) -> None:
+    (row,) = (row for row in written[0]["rows"] if row["part"] == "text")
+    assert row["codes_moved_rms"] > 0 and row["picture_moved_by_codes"] > 0 and row["picture_moved_by_tuning"] > 0
+    assert [len(row["losses"][stage]) for stage in ("codes", "tune")] == [2, 2]
+
+
+def test_says_what_it_ran_on(written: tuple[dict[str, Any], Path]) -> None:
+    found = written[0]
+    assert found["heads"] == [0, 1] and found["heads_seed"] == 1_000_000 and found["pixels"] == SIDE
+    assert found["steps"] == 2 and found["settings"] == [QUICK[5], QUICK[7]] and found["dpr"][0] == "random"
+    assert {"commit", "torch", "device", "perceptual", "identity"} <= set(found)
+
+
+def test_sheets(written: tuple[dict[str, Any], Path]) -> None:
+    sheets = written[1]
+    assert {p.name for p in sheets.iterdir()} == {f"{w}_{k:03d}.png" for w in ("inverted", "relit") for k in (0, 1)}
+    inverted, relit = (pic.read_picture(sheets / f"{name}_000.png") for name in ("inverted", "relit"))
+    assert inverted.shape[2] > 6 * SIDE and relit.shape[2] > 7 * SIDE
+    assert inverted.shape[1] > 4 * SIDE and relit.shape[1] > 3 * SIDE, "truth, average, two presets; own light and two"
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--parts", "inverson"], "unknown part 'inverson', expected some of inversion, relighting, text"),
+        (["--presets", "debug"], "unknown preset 'debug', expected some of project_w, project_w_plus, pti"),
+        (["--lights", "lefft"], "unknown light 'lefft'"),
+        (["--parts", "relighting"], "relighting needs --dpr FILE"),
+    ],
+)
+def test_bad_input(
+    arguments: list[str], message: str, model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("FACELAB_WEIGHTS_DIR", str(tmp_path))
+    done = CliRunner().invoke(measure_facednerf.main, [str(model), *arguments])
+    assert done.exit_code != 0 and message in done.output and "Traceback" not in done.output
