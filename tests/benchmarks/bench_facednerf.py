@@ -75,10 +75,11 @@ LAMP = "right"
 
 @dataclass(frozen=True)
 class Way:
-    """Settings of a run; ``plain``: see the module."""
+    """Settings of a run; ``plain``: see the module; ``diffusion_last``: channels-last networks of the text."""
 
     settings: tuple[str, ...] = ()
     plain: bool = False
+    diffusion_last: bool = True
 
 
 WAYS = {
@@ -89,6 +90,7 @@ WAYS = {
     "low_memory": Way(LOW_MEMORY),
     "samples_1": Way(("render.sample_factor=1",)),
     "bf16+samples_1": Way(("memory.superresolution=bf16", "render.sample_factor=1")),
+    "diffusion_nchw": Way(diffusion_last=False),
     "plain": Way(("memory.precision=fp32",), plain=True),
     "plain+tf32": Way(plain=True),
 }
@@ -250,6 +252,17 @@ def make_course(
     return kind(model, make_target(model, config), config, networks, light_goal(LAMP, config), control)
 
 
+def prepare_text(networks: Networks, config: FaceDNeRFConfig, way: Way) -> None:
+    """The networks of the text as a way has them."""
+    text: Any = networks.text
+    for part in (text.unet, text.vae):
+        part.to(memory_format=torch.channels_last if way.diffusion_last else torch.contiguous_format)
+    if config.memory.recompute:
+        text.vae.enable_gradient_checkpointing()
+    else:
+        text.vae.disable_gradient_checkpointing()
+
+
 def first_picture(
     model: Model, networks: Networks, config: FaceDNeRFConfig, way: Way, device: torch.device
 ) -> tuple[float, dict[str, float]]:
@@ -298,6 +311,7 @@ def bench_run(
 ) -> Row:
     """Both stages of one task; ``loop``: milliseconds of the original's projection of the light."""
     config = settings_of(task, way, sizes)
+    prepare_text(networks, config, way)
     seconds, losses = first_picture(model, networks, config, way, device)
     course = make_course(model, networks, config, way)
     row: Row = {"first_picture_seconds": seconds, "losses": losses}

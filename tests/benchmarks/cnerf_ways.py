@@ -267,7 +267,8 @@ def summary(rows: Sequence[dict[str, float]], first: int) -> dict[str, Any]:
         "phases": {name: spread(values) for name, values in times.items()},
         "step_wall_ms": statistics.median(1e3 * row["seconds_per_step"] for row in counted),
         "steps": len(counted),
-        "memory_gib": max(row.get("memory_gib", 0.0) for row in rows),
+        "memory_gib": max(row.get("memory_gib", 0.0) for row in counted),
+        "first_steps_gib": max(row.get("memory_gib", 0.0) for row in rows[:first] or rows),  # cuDNN tries what is free
         "skipped_steps": sum(row[name] for row in rows for name in row if name.startswith("skipped/")),
     }
 

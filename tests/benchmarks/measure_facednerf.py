@@ -52,6 +52,7 @@ from facelab.methods.facednerf import editing
 from facelab.methods.facednerf.config import FaceDNeRFConfig
 from facelab.methods.facednerf.course import Course
 from facelab.methods.facednerf.editing import Control, Edited, Model, Networks, Step
+from facelab.rendering.settings import RenderSettings
 
 PARTS = ("inversion", "relighting", "text")
 PRESETS = ("project_w", "project_w_plus", "pti")
@@ -70,6 +71,7 @@ class Study:
         networks: judges; ``light`` and ``identity`` may be None.
         fan: five cameras from left to right.
         settings: changes of every preset, ``KEY=VALUE``.
+        final: settings of the pictures that are measured.
         steps, tune_steps: in place of the presets' own, None: those.
         report: takes the rows.
         sheets: folder of pictures, or None.
@@ -81,6 +83,7 @@ class Study:
     networks: Networks
     fan: Camera
     settings: tuple[str, ...]
+    final: RenderSettings
     steps: int | None
     tune_steps: int | None
     report: measuring.Report
@@ -103,9 +106,9 @@ class Study:
         return Target(torch.cat([t.picture for t in made]), Camera.cat([t.camera for t in made]))
 
     @torch.no_grad()
-    def render(self, generator: Any, codes: Codes, camera: Camera, config: FaceDNeRFConfig) -> Tensor:
-        """(N, 3, S, S) on the CPU, in [-1, 1]: one head from N cameras, fixed depths."""
-        scene, settings = generator.scene(codes), self.model.settings(config).deterministic()
+    def render(self, generator: Any, codes: Codes, camera: Camera) -> Tensor:
+        """(N, 3, S, S) on the CPU, in [-1, 1]: one head from N cameras as inference renders it."""
+        scene, settings = generator.scene(codes), self.final
         seen = [
             generator.render(scene, camera[i].to(self.model.device), settings, Draws(0)) for i in range(len(camera))
         ]
@@ -173,11 +176,11 @@ def pooled(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def seen(study: Study, edited: Edited, config: FaceDNeRFConfig, target: Target) -> Iterator[tuple[Tensor, Tensor]]:
+def seen(study: Study, edited: Edited, target: Target) -> Iterator[tuple[Tensor, Tensor]]:
     """Front and fan of each head that was found."""
     for row, generator in enumerate(edited.generators):
         codes, camera = edited.codes[[row]], target.camera[row]
-        yield study.render(generator, codes, camera, config), study.render(generator, codes, study.fan, config)
+        yield study.render(generator, codes, camera), study.render(generator, codes, study.fan)
 
 
 def inversion(study: Study, presets: Sequence[str]) -> list[list[tuple[str, Tensor, Tensor]]]:
@@ -198,7 +201,7 @@ def inversion(study: Study, presets: Sequence[str]) -> list[list[tuple[str, Tens
     average = Course(study.model, target, config, study.networks).statistics.average.to(study.model.device)
     generator = study.model.copy()
     pairs = [
-        tuple(study.render(generator, average, c, config) for c in (target.camera[row], study.fan))
+        tuple(study.render(generator, average, c) for c in (target.camera[row], study.fan))
         for row in range(len(target))
     ]
     note("average head", pairs, {})  # type: ignore[arg-type]
@@ -206,7 +209,7 @@ def inversion(study: Study, presets: Sequence[str]) -> list[list[tuple[str, Tens
         config = study.config(preset)
         with taken(study.model.device) as cost:
             edited = editing.project(study.model, target, config, study.networks)
-        note(preset, list(seen(study, edited, config, target)), {"steps": edited.steps, **cost})
+        note(preset, list(seen(study, edited, target)), {"steps": edited.steps, **cost})
     return shown
 
 
@@ -238,7 +241,7 @@ def relighting(study: Study, lights: Sequence[str]) -> list[list[tuple[str, Tens
     target = study.target()
     config = study.config("relight")
     plain = editing.project(study.model, target, config, study.networks)
-    before = [fan for _, fan in seen(study, plain, config, target)]
+    before = [fan for _, fan in seen(study, plain, target)]
     shown: list[list[tuple[str, Tensor, Tensor]]] = [
         [("before", fan, study.faces.views(index, study.fan).picture)]
         for fan, index in zip(before, study.indices, strict=True)
@@ -249,7 +252,7 @@ def relighting(study: Study, lights: Sequence[str]) -> list[list[tuple[str, Tens
         with taken(study.model.device) as cost:
             edited = editing.relight(study.model, target, config, study.networks, light)
         rows = []
-        for k, (front, fan) in enumerate(seen(study, edited, config, target)):
+        for k, (front, fan) in enumerate(seen(study, edited, target)):
             kept = closeness(study, front, target.picture[k : k + 1])
             figures = {
                 what: light_of(study, pictures, truths[k], light)
@@ -296,7 +299,7 @@ def text(study: Study) -> None:
     start, camera = course.statistics.average.to(device), study.model.camera(config)
     moved = (made.codes.values["w"].to(device) - start.values["w"]).float().square().mean().sqrt()
     pictures = [
-        study.render(generator, codes, camera, config)
+        study.render(generator, codes, camera)
         for generator, codes in ((study.model.copy(), start), (study.model.copy(), made.codes), (made.generators[0], made.codes))
     ]  # fmt: skip
     row = {
@@ -428,7 +431,7 @@ def main(
     }  # fmt: skip
     fan = Camera.cat([face.camera(yaw=yaw) for yaw in VIEW_YAWS]).to("cpu")
     report = measuring.Report(out, about)
-    study = Study(made, faces, indices, networks, fan, settings, steps, tune_steps, report, sheets)
+    study = Study(made, faces, indices, networks, fan, settings, face.settings(), steps, tune_steps, report, sheets)
     if "inversion" in wanted:
         _with_sheets(study, "inverted", lambda i, cells: inversion_sheet(study, i, cells), inversion(study, known))
     if "relighting" in wanted:

@@ -113,7 +113,7 @@ def test_discriminators_are_counted_together() -> None:
              for a, b, m in ((9, 9, 7), (1, 4, 3), (2, 2, 5))]  # fmt: skip
     found = cnerf_ways.summary(steps, 1)
     assert found["phases"]["d"]["milliseconds"] == 4500 and found["phases"]["d_global"]["milliseconds"] == 1500
-    assert found["memory_gib"] == 7 and found["steps"] == 2, "memory of all steps, time of those behind the first"
+    assert found["memory_gib"] == 5 and found["first_steps_gib"] == 7 and found["steps"] == 2
 
 
 def test_ratios_are_of_the_same_precision() -> None:
