@@ -9,7 +9,18 @@ from typing import Any
 import click
 
 from facelab.cli.common import Command
-from facelab.cli.photo_input import PATH, photo_options, with_options
+from facelab.cli.photo_input import (
+    PATH,
+    batch_option,
+    max_points_option,
+    perceptual_option,
+    photo_options,
+    quiet_option,
+    resume_option,
+    save_every_option,
+    weights_option,
+    with_options,
+)
 from facelab.cli.photos import camera_options
 
 SETTINGS = {  # option -> setting of FaceDNeRFConfig
@@ -77,12 +88,7 @@ def method_options(side: bool) -> Any:
         ),
         click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Any setting; repeatable."),
         click.option("--reference", is_flag=True, help="Restore everything the original does where we deviate."),
-        click.option(
-            "--perceptual",
-            default="auto",
-            show_default=True,
-            help="LPIPS (VGG16) file; random: fixed random features; auto: the manifest's file if there.",
-        ),
+        perceptual_option,
         click.option(
             "--identity",
             default="auto",
@@ -149,7 +155,7 @@ def run_options(out: str, photos: bool = True) -> Any:
     """Folders, speed, memory, what is written."""
     options = [
         click.option("--out", type=PATH, default=Path(out), show_default=True, help="Gets a folder per head."),
-        click.option("--resume", is_flag=True, help="Go on where the folders stand; the same options, please."),
+        resume_option,
         *(_group_options() if photos else ()),
         click.option(
             "--image-size",
@@ -158,20 +164,9 @@ def run_options(out: str, photos: bool = True) -> Any:
             help="Pixels per side of the volume rendering. [default: the model's]",
         ),
         click.option("--low-memory", is_flag=True, help="Recompute, bf16 super-resolution, points in parts."),
-        click.option(
-            "--max-points",
-            type=click.IntRange(1),
-            default=None,
-            help="Field evaluations kept for the derivatives at a time; bounds the memory. [default: all]",
-        ),
+        max_points_option,
         click.option("--superresolution", default=None, help="fp32, bf16 or as_built: its precision."),
-        click.option(
-            "--save-every",
-            type=click.IntRange(1),
-            default=50,
-            show_default=True,
-            help="Steps between two states on the disk.",
-        ),
+        save_every_option,
         click.option(
             "--picture-every",
             type=click.IntRange(0),
@@ -180,15 +175,15 @@ def run_options(out: str, photos: bool = True) -> Any:
             help="Steps between two pictures in steps/; 0: none.",
         ),
         click.option("--video-frames", type=click.IntRange(0), default=120, show_default=True, help="0: no video."),
-        click.option("--weights", default=None, help="ema or generator. [default: ema]"),
-        click.option("--quiet", is_flag=True, help="No progress bar."),
+        weights_option,
+        quiet_option,
     ]
     return lambda function: with_options(function, options)
 
 
 def _group_options() -> list[Any]:
     return [
-        click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Photos side by side."),
+        batch_option,
         click.option("--seed", type=int, default=None, help="Of side views, depths and perturbations."),
     ]
 

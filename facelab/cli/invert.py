@@ -12,7 +12,21 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from facelab.cli.common import Command, OneLineCommand, device_option, friendly, model_argument, open_model, pick_device
-from facelab.cli.photo_input import PATH, lazy_detector, list_photos, matching, photo_options, with_options
+from facelab.cli.photo_input import (
+    PATH,
+    batch_option,
+    lazy_detector,
+    list_photos,
+    matching,
+    max_points_option,
+    perceptual_option,
+    photo_options,
+    quiet_option,
+    resume_option,
+    save_every_option,
+    weights_option,
+    with_options,
+)
 
 if TYPE_CHECKING:
     from facelab.inversion.photos import View
@@ -78,12 +92,7 @@ def _optimisation_options(function: Command) -> Command:
         click.option(
             "--perceptual-weight", type=positive, default=1.0, show_default=True, help="Of the perceptual distance."
         ),
-        click.option(
-            "--perceptual",
-            default="auto",
-            show_default=True,
-            help="LPIPS (VGG16) file; random: fixed random features; auto: the manifest's file if there is one.",
-        ),
+        perceptual_option,
         click.option(
             "--mask-weight",
             type=positive,
@@ -128,23 +137,12 @@ def _optimisation_options(function: Command) -> Command:
             help="Only these parts: decoder, field_net ...; several with commas. [default: all]",
         ),
         click.option("--seed", type=int, default=0, show_default=True, help="Of the average's latents."),
-        click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Photos side by side."),
-        click.option(
-            "--save-every",
-            type=click.IntRange(1),
-            default=50,
-            show_default=True,
-            help="Steps between two states on the disk.",
-        ),
-        click.option(
-            "--max-points",
-            type=click.IntRange(1),
-            default=None,
-            help="Field evaluations kept for the derivatives at a time; bounds the memory, costs time. [default: all]",
-        ),
-        click.option("--resume", is_flag=True, help="Go on where the folders stand; the same options, please."),
-        click.option("--weights", default=None, help="ema or generator. [default: ema]"),
-        click.option("--quiet", is_flag=True, help="No progress bar."),
+        batch_option,
+        save_every_option,
+        max_points_option,
+        resume_option,
+        weights_option,
+        quiet_option,
     )
     return with_options(function, options)
 

@@ -41,6 +41,33 @@ def photo_options(camera_help: str, aligned_help: str) -> Callable[[Command], Co
     return lambda function: with_options(function, options)
 
 
+perceptual_option = click.option(
+    "--perceptual",
+    default="auto",
+    show_default=True,
+    help="LPIPS (VGG16) file; random: fixed random features; auto: the manifest's file if there.",
+)
+batch_option = click.option(
+    "--batch", type=click.IntRange(1), default=1, show_default=True, help="Photos side by side."
+)
+resume_option = click.option("--resume", is_flag=True, help="Go on where the folders stand; the same options, please.")
+max_points_option = click.option(
+    "--max-points",
+    type=click.IntRange(1),
+    default=None,
+    help="Field evaluations kept for the derivatives at a time; bounds the memory, costs time. [default: all]",
+)
+save_every_option = click.option(
+    "--save-every",
+    type=click.IntRange(1),
+    default=50,
+    show_default=True,
+    help="Steps between two states on the disk.",
+)
+weights_option = click.option("--weights", default=None, help="ema or generator. [default: ema]")
+quiet_option = click.option("--quiet", is_flag=True, help="No progress bar.")
+
+
 def with_options(function: Command, options: Sequence[Callable[[Command], Command]]) -> Command:
     """Add options; ``--help`` lists them in this order."""
     return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), function)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,13 @@ from typing import Any
 import click
 
 from facelab.cli.common import Command, OneLineCommand, friendly
+from facelab.cli.photo_input import PATH, with_options
 from facelab.errors import UserError
-
-PATH = click.Path(path_type=Path)
 
 
 def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
     """Options in the order in which the help shows them."""
-    return lambda command: functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
+    return lambda command: with_options(command, options)
 
 
 def _camera_options(default: str | None, help_text: str) -> Callable[[Command], Command]:
