@@ -132,7 +132,7 @@ def _guidance(o: dict[str, Any], config: FaceDNeRFConfig, device: str) -> tuple[
         )
     else:
         embeddings = diffusion.encode_prompt(o["diffusion"], o["prompt"], o["negative"], place, o["embeddings"])
-        parts = diffusion.load_diffusion(o["diffusion"], settings.precision, place)
+        parts = diffusion.load_diffusion(o["diffusion"], settings.precision, place, config.memory.recompute)
     judge = ScoreDistillation(parts.unet, parts.vae, parts.scheduler, embeddings.to(place), settings)
     return judge, parts.source
 

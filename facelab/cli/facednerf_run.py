@@ -253,7 +253,7 @@ class Watch:
         """See :attr:`facelab.methods.facednerf.editing.Control.on_step`."""
         whole = step.step + (self.run.config.codes.steps if step.stage == "tune" else 0)
         chosen = range(len(self.jobs)) if step.photo is None else [step.photo]
-        last = step.step == step.steps - 1
+        last = step.step >= step.steps - 1  # a tuning that ends early has made as many steps as it reports
         for row, number in enumerate(chosen):
             if number not in self.rows:
                 self.rows[number] = self.jobs[number].session.losses(whole)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from facelab.errors import Interrupted, UserError
-from facelab.inversion.loop import Report
+from facelab.inversion.loop import NotFiniteError, Report
 from facelab.inversion.session import Session
 from facelab.progress import progress_bar
 from facelab.training.signals import StopRequest
@@ -55,22 +55,29 @@ def drive(
 
     Raises:
         Interrupted: asked to stop; everything is saved.
+        UserError: a step that is not finite; the state before it is saved.
     """
     with progress_bar(total=stage.steps, initial=stage.step, desc=name, show=show, leave=False) as bar:
         while not stage.finished:
-            if stop.requested:
+            try:
+                if stop.requested:
+                    save()
+                    raise Interrupted(
+                        f"interrupted at step {stage.step} of {stage.steps} of {name}; saved, add --resume to go on"
+                    )
+                report = stage.advance()
+                if report.step % EVERY == 0 or stage.finished:
+                    for i, curve in enumerate(curves):
+                        curve.append(curve_row(report, i))
+                    bar.set_postfix(loss=f"{float(report.total.mean()):.4f}", refresh=False)
+                on_step(report)
+                if stage.step % save_every == 0 or stage.finished:
+                    save()
+            except NotFiniteError as error:
+                for curve in curves:  # rows that were written before the host knew
+                    curve[:] = [row for row in curve if row["step"] < stage.step]
                 save()
-                raise Interrupted(
-                    f"interrupted at step {stage.step} of {stage.steps} of {name}; saved, add --resume to go on"
-                )
-            report = stage.advance()
-            if report.step % EVERY == 0 or stage.finished:
-                for i, curve in enumerate(curves):
-                    curve.append(curve_row(report, i))
-                bar.set_postfix(loss=f"{float(report.total.mean()):.4f}", refresh=False)
-            on_step(report)
-            if stage.step % save_every == 0 or stage.finished:
-                save()
+                raise UserError(f"{name}: {error}; the last good state is saved, --resume goes on from it") from error
             bar.update()
 
 

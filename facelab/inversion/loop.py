@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from facelab.cameras import Camera
+from facelab.draws import moved
 from facelab.errors import UserError, nearest
 from facelab.generator import Codes, GeneratorOutput
+from facelab.inversion.guard import FiniteGuard
 from facelab.inversion.noise import normalise_noise
 from facelab.inversion.problem import Moment, Problem
 from facelab.inversion.schedules import ramped_rate
@@ -88,7 +90,10 @@ class Report:
 
 
 class NotFiniteError(UserError):
-    """A step whose loss or derivative is not finite; nothing has moved."""
+    """A step whose loss or derivative is not finite; nothing has moved since, and the stage stands at that step.
+
+    On a GPU it is noticed some steps later, at the latest when the state is asked for or the stage ends.
+    """
 
 
 @dataclass(frozen=True)
@@ -117,7 +122,9 @@ class Stage:
         for name, value in self.variables.items():
             kind = name.partition("/")[0] if "/" in name or name == VIEW else ""
             groups.setdefault(kind, {"params": [], "kind": kind})["params"].append(value)
-        self.optimizer = torch.optim.Adam(list(groups.values()), lr=0.0, betas=betas, weight_decay=decay)
+        # fused: one kernel for all, which obeys a flag on the device
+        self.optimizer = torch.optim.Adam(list(groups.values()), lr=0.0, betas=betas, weight_decay=decay, fused=True)
+        self.guard = FiniteGuard(next(iter(self.variables.values())).device)
 
     @property
     def finished(self) -> bool:
@@ -129,7 +136,7 @@ class Stage:
         in the names, empty without one.
 
         Raises:
-            NotFiniteError: loss or derivative are not finite; names the losses, and nothing has moved.
+            NotFiniteError: see :meth:`settle`.
         """
         self.optimizer.zero_grad(set_to_none=True)
         total.sum().backward()
@@ -140,15 +147,30 @@ class Stage:
                 value.grad = torch.zeros_like(value) if value.grad is None else value.grad
                 gradients.append(value.grad)
         largest = torch.nn.utils.get_total_norm([total.detach(), *gradients], torch.inf)  # NaN where any is
-        if not bool(torch.isfinite(largest)):
-            bad = [name for name, value in parts.items() if not bool(torch.isfinite(value).all())]
-            what = f"the loss {', '.join(bad)}" if bad else "the derivative of the loss"
-            self.optimizer.zero_grad(set_to_none=True)
-            raise NotFiniteError(
-                f"{what} is not finite at step {self.step}; expected a number, try a lower learning rate"
-            )
+        self.guard.record(self.step, torch.isfinite(largest), parts)
+        self.optimizer.found_inf = self.guard.flag  # type: ignore[attr-defined]
         self.optimizer.step()
         self.step += 1
+        self.settle(wait=self.finished)
+
+    def settle(self, wait: bool = True) -> None:
+        """See whether all steps so far were finite.
+
+        Args:
+            wait: for the device; without it only what is known by now counts.
+
+        Raises:
+            NotFiniteError: loss or derivative of a step were not; names the losses. Nothing has moved since, and
+                :attr:`step` is that step.
+        """
+        found = self.guard.found(wait)
+        if found is None:
+            return
+        self.step, parts = found
+        self.optimizer.zero_grad(set_to_none=True)
+        bad = [name for name, value in parts.items() if not bool(torch.isfinite(value).all())]
+        what = f"the loss {', '.join(bad)}" if bad else "the derivative of the loss"
+        raise NotFiniteError(f"{what} is not finite at step {self.step}; expected a number, try a lower learning rate")
 
     def _moments(self) -> State:
         """Values and Adam's moments by name."""
@@ -167,7 +189,7 @@ class Stage:
             read = {kind: _fitting(state, f"{kind}/{name}", value) for kind, _ in MOMENTS}
             value.copy_(read["value"])
             self.optimizer.state[value] = {
-                "step": torch.tensor(float(step)),
+                "step": torch.tensor(float(step), dtype=torch.float32, device=value.device),
                 "exp_avg": read["first"].clone(),
                 "exp_avg_sq": read["second"].clone(),
             }
@@ -237,12 +259,16 @@ class Inversion(Stage):
         self._descend(total, parts, lambda kind: rate * factors.get(kind, 1.0))
         for name, value in self.variables.items():
             if name.startswith("noise/"):
-                normalise_noise(value.detach())
+                normalise_noise(value.detach(), self.guard.flag)
         return Report.of(step, total, parts, moment)
 
     @torch.no_grad()
     def solution(self) -> Solution:
-        """What was found so far: of each photo the best step, the present one included (or the present one alone)."""
+        """What was found so far: of each photo the best step, the present one included (or the present one alone).
+
+        NotFiniteError as :meth:`settle`.
+        """
+        self.settle()
         chosen = {name: value.detach() for name, value in self.variables.items()}
         total, parts = self._judge(chosen)
         if self.settings.keep_best:
@@ -256,7 +282,8 @@ class Inversion(Stage):
 
     @torch.no_grad()
     def present(self) -> Solution:
-        """Codes, noise maps and cameras as they stand after the last step, not judged."""
+        """Codes, noise maps and cameras as they stand after the last step, not judged. NotFiniteError as :meth:`settle`."""
+        self.settle()
         now = {name: value.detach().clone() for name, value in self.variables.items()}
         moved = now.get(VIEW)
         view = None if moved is None or self.problem.start_view is None else self.problem.start_view + moved
@@ -264,7 +291,8 @@ class Inversion(Stage):
         return Solution(self._codes(now), _named(now, "noise/"), self.problem.camera(moved), view, total)
 
     def state(self, photo: int) -> State:
-        """Everything of one photo, on the CPU."""
+        """Everything of one photo, on the CPU. NotFiniteError as :meth:`settle`."""
+        self.settle()
         tensors = {**self._moments(), **{f"best/{name}": value for name, value in self.best.items()}}
         found = {name: value[photo : photo + 1].detach().cpu().clone() for name, value in tensors.items()}
         found[BEST_LOSS] = self.best_loss[photo : photo + 1].cpu().clone()
@@ -293,7 +321,7 @@ class Inversion(Stage):
             if scales is not None and scales[name]:
                 shape = (1, 1, *value.shape[2:]) if name in self.shared else (1, *value.shape[1:])
                 noise = draws.normal(f"perturb/{name}", shape)
-                value = value + scales[name] * noise.to(value)
+                value = value + scales[name] * moved(noise, value.device).to(value.dtype)
             values[name] = value if offset is None else value + offset
         return Codes(values)
 
@@ -313,7 +341,7 @@ class Inversion(Stage):
 
     @torch.no_grad()
     def _remember(self, total: Tensor) -> None:
-        better = total < self.best_loss
+        better = (total < self.best_loss) & (self.guard.flag == 0)
         self.best_loss = torch.where(better, total, self.best_loss)
         for name, value in self.variables.items():
             self.best[name] = _where(better, value, self.best[name])

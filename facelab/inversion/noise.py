@@ -47,7 +47,12 @@ def noise_correlations(maps: Sequence[Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def normalise_noise(noise: Tensor) -> None:
-    """Each map of (N, 1, H, W) to mean 0, then mean square 1, in place."""
-    noise.sub_(noise.mean(dim=(1, 2, 3), keepdim=True))
-    noise.mul_(noise.square().mean(dim=(1, 2, 3), keepdim=True).rsqrt())
+def normalise_noise(noise: Tensor, unless: Tensor | None = None) -> None:
+    """Each map of (N, 1, H, W) to mean 0, then mean square 1, in place.
+
+    Args:
+        unless: a scalar on the maps' device; above 0 they stay as they are.
+    """
+    centred = noise - noise.mean(dim=(1, 2, 3), keepdim=True)
+    found = centred * centred.square().mean(dim=(1, 2, 3), keepdim=True).rsqrt()
+    noise.copy_(found if unless is None else torch.where(unless > 0, noise, found))

@@ -93,7 +93,8 @@ class Tuning(Stage):
         return self.problem.losses(self._moment())
 
     def state(self) -> State:
-        """Weights, Adam's moments and the step, on the CPU."""
+        """Weights, Adam's moments and the step, on the CPU. NotFiniteError as :meth:`settle`."""
+        self.settle()
         found = {name: value.detach().cpu().clone() for name, value in self._moments().items()}
         return {**found, STEP: torch.tensor([self.step])}
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
+from facelab.constants import constant
 from facelab.losses.identity import embedding_distance
 from facelab.nn.pretrained.clip import DEVIATION, MEAN, ClipVision
 
@@ -39,5 +40,5 @@ def clip_input(pictures: Tensor, side: int) -> Tensor:
         )
     if tuple(pictures.shape[2:]) != (side, side):
         pictures = F.interpolate(pictures, size=(side, side), mode="bicubic", align_corners=False, antialias=True)
-    mean, deviation = (pictures.new_tensor(v).view(1, 3, 1, 1) for v in (MEAN, DEVIATION))
+    mean, deviation = (constant(v, pictures.device, pictures.dtype).view(1, 3, 1, 1) for v in (MEAN, DEVIATION))
     return ((pictures + 1) / 2 - mean) / deviation

@@ -78,6 +78,8 @@ class LpipsVgg(nn.Module):
         self.convolutions = nn.ModuleList(nn.Conv2d(a, b, 3, 1, 1) for a, b in zip(widths[:-1], widths[1:]))
         for tap, stage in enumerate(VGG_STAGES):
             self.register_buffer(f"weight_{tap}", torch.zeros(1, stage[-1], 1, 1))
+        for name, values in (("shift", SHIFT), ("scale", SCALE)):
+            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
         self.load_state_dict(lpips_tensors(tensors, self.state_dict()))
         self.requires_grad_(False).eval()
 
@@ -85,8 +87,7 @@ class LpipsVgg(nn.Module):
         """(N, 3, S, S) in [-1, 1] -> features after the last ReLU of each of the five stages, not normalised."""
         x = _checked(pictures)
         if self.standardise:
-            shift, scale = (x.new_tensor(v).view(1, 3, 1, 1) for v in (SHIFT, SCALE))
-            x = (x - shift) / scale
+            x = (x - self.get_buffer("shift")) / self.get_buffer("scale")
         found, convolutions = [], iter(self.convolutions)
         for number, stage in enumerate(VGG_STAGES):
             x = F.max_pool2d(x, 2) if number else x

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from facelab.draws import Draws
+from facelab.draws import Draws, moved
 from facelab.errors import nearest
 
 Formula = Literal["beyond_prompt", "from_empty"]
@@ -272,7 +272,7 @@ class ScoreDistillation:
         device, dtype = _place(self.vae, pictures)
         fitted = self._fitted(pictures).to(device=device, dtype=dtype)
         found = self.vae.encode(fitted).latent_dist
-        noise = draws.normal("sds/posterior", tuple(found.mean.shape)).to(found.mean)
+        noise = moved(draws.normal("sds/posterior", tuple(found.mean.shape)), device).to(found.mean.dtype)
         return (found.mean + found.std * noise) * self.scaling
 
     def with_embeddings(self, embeddings: Tensor | Conditioning) -> ScoreDistillation:
@@ -291,10 +291,10 @@ class ScoreDistillation:
         """The gradient of the latents: averaged over the samples, in float32, on the denoiser's device."""
         device, _ = _place(self.unet, latents)
         z = latents.detach().to(device).float()
-        t = self._timesteps(len(z), draws, progress, timesteps).to(device)
+        t = moved(self._timesteps(len(z), draws, progress, timesteps), device)
         shape = (len(t), *z.shape)
-        noise = draws.normal("sds/noise", shape).to(device)
-        alpha = self.schedule.alphas.to(device)[t][..., None, None, None]
+        noise = moved(draws.normal("sds/noise", shape), device)
+        alpha = moved(self.schedule.alphas, device)[t][..., None, None, None]
         noisy = alpha.sqrt() * z + (1 - alpha).sqrt() * noise
         empty, prompted = self._predict(noisy.flatten(0, 1), t.flatten())
         empty, prompted = (self.schedule.noise_in(value.reshape(shape), noisy, alpha) for value in (empty, prompted))
@@ -323,7 +323,7 @@ class ScoreDistillation:
     def _predict(self, noisy: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """(R, 4, h, w), (R,) -> predictions without and with the prompt, float32; at most ``rows`` at a time."""
         device, dtype = _place(self.unet, noisy)
-        tokens = self.embeddings.tokens.to(device=device, dtype=dtype)
+        tokens = moved(self.embeddings.tokens, device).to(dtype)
         found: list[tuple[Tensor, Tensor]] = []
         size = self.settings.rows or len(noisy)
         for part, when in zip(noisy.split(size), t.split(size), strict=True):
@@ -331,7 +331,7 @@ class ScoreDistillation:
             told: dict[str, Any] = {"encoder_hidden_states": tokens.repeat_interleave(count, dim=0)}
             extra = self.embeddings.extra(count, self.side)
             if extra is not None:
-                told["added_cond_kwargs"] = {name: value.to(device, dtype) for name, value in extra.items()}
+                told["added_cond_kwargs"] = {name: moved(value, device).to(dtype) for name, value in extra.items()}
             answer = self.unet(torch.cat([part, part]).to(dtype), torch.cat([when, when]), **told).sample
             empty, prompted = answer.float().chunk(2)
             found.append((empty, prompted))

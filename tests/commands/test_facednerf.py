@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import types
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from facelab.inference.latent_files import read_codes
 from facelab.inference.pictures import read_picture, to_uint8
 from facelab.inversion.loop import Stage
 from facelab.inversion.session import Session
+from facelab.methods.facednerf.course import Step
 from tests.commands.eg3d_models import SIDE, crop, make_model
 from tests.commands.running import invoke, succeed
 from tests.commands.test_facednerf_document import rows as document_rows
@@ -249,6 +251,19 @@ def test_a_step_that_is_not_finite(model: Path, tmp_path: Path) -> None:
     kept = load_file(tmp_path / "me" / "state.safetensors")
     assert all(bool(value.isfinite().all()) for name, value in kept.items() if name.startswith("value/"))
     assert len(rows(tmp_path / "me")) == 1
+
+
+def test_the_step_that_ends_a_tuning_early_stands_in_the_curve(tmp_path: Path) -> None:
+    run = types.SimpleNamespace(
+        config=types.SimpleNamespace(codes=types.SimpleNamespace(steps=20)),
+        outputs=facednerf_run.Outputs(tmp_path, save_every=100, picture_every=0),
+    )
+    session = Session(tmp_path)
+    bar = types.SimpleNamespace(set_postfix=lambda **_: None, update=lambda: None)
+    watch = facednerf_run.Watch(run, [facednerf_run.Job("a", session, None)], bar)  # type: ignore[arg-type]
+    for step, steps in ((0, 30), (3, 30), (4, 4)):  # close enough before the fifth move
+        watch(Step("tune", 0, step, steps, torch.ones(1), {"picture": torch.ones(1)}, None, None, 0.1))
+    assert [row["step"] for row in rows(tmp_path)] == [20, 24]
 
 
 def test_out_of_memory_names_what_helps(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

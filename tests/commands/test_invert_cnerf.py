@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,18 @@ class StopAt:
     def requested(self) -> int:
         self.left -= 1
         return signal.SIGINT if self.left < 0 else 0
+
+
+def test_a_step_that_is_not_finite(volume: Path, tmp_path: Path) -> None:
+    """The state before it is kept."""
+    result = invoke(volume, photo(tmp_path, "a", 1), "--out", tmp_path, "--steps", 9, "--lr", 1e30,
+                    *SHORT)  # fmt: skip
+    line = result.stderr.strip().splitlines()[-1]
+    found = re.search(r"a: .*not finite at step (\d); .*the last good state is saved, --resume goes on", line)
+    assert result.exit_code == 2 and found, line
+    kept = load_file(tmp_path / "a" / "state.safetensors")
+    assert int(kept["step"]) == int(found[1])
+    assert all(bool(value.isfinite().all()) for name, value in kept.items() if name.startswith("value/"))
 
 
 @pytest.mark.parametrize("cut", [3, 8])  # among the codes, and while tuning

@@ -13,13 +13,13 @@ from torch import Tensor
 from facelab.cameras.sphere import sphere_camera
 from facelab.draws import Draws
 from facelab.errors import UserError
-from facelab.inversion.loop import Inversion, InversionSettings, advance_until, constant_rate
+from facelab.inversion.loop import Inversion, InversionSettings, NotFiniteError, advance_until, constant_rate
 from facelab.inversion.noise import noise_correlation, noise_correlations, normalise_noise
 from facelab.inversion.problem import Moment
 from facelab.inversion.schedules import perturbation, ramped_rate
 from facelab.inversion.start import code_statistics, random_latents, start_statistics
 from facelab.inversion.terms import noise_term, offsets_term, prior_term
-from tests.inversion.doubles import WIDTH, Double, make_problem, own_pictures
+from tests.inversion.doubles import SIDE, WIDTH, Double, make_problem, own_pictures
 
 VIEWS = torch.tensor([[0.2, -0.1], [-0.3, 0.1], [0.0, 0.0]])
 FAST = InversionSettings(150, functools.partial(ramped_rate, steps=150, base=0.1))
@@ -166,6 +166,44 @@ def test_losses_that_are_not_finite_or_not_one_a_photo() -> None:
     wrong = make_problem(target, terms={"wrong": lambda moment: moment.output.rgb.mean()})
     with pytest.raises(ValueError, match=r"the loss 'wrong' must be \(3,\)"):
         Inversion(wrong, start(), FAST).advance()
+
+
+@pytest.mark.parametrize("ends", ["noticed", "asked", "over"])
+def test_a_bad_step_that_the_host_sees_later(ends: str) -> None:
+    """As on a GPU, two steps late: nothing has moved since, and it goes on as if there had been no bad step."""
+    target, _ = own_pictures(Double(), VIEWS)
+    bad = {"on": True}
+
+    def poison(moment: Moment) -> Tensor:
+        wrong = bad["on"] and moment.step == 3
+        return moment.output.rgb.flatten(1).mean(1) * (torch.nan if wrong else 0.0)
+
+    def made() -> Inversion:
+        problem = make_problem(target, terms={"poison": poison, "noise": noise_term})
+        steps = 5 if ends == "over" else 150
+        return Inversion(problem, start(), replace(FAST, steps=steps), noise={"map": torch.randn(
+            SIDE, SIDE, generator=torch.Generator().manual_seed(1))})  # fmt: skip
+
+    late, exact = made(), made()
+    late.guard.lag = 2
+    for _ in range(3):
+        late.advance()
+        exact.advance()
+    with pytest.raises(NotFiniteError, match="the loss poison is not finite at step 3"):
+        late.advance()
+        assert late.step == 4
+        late.advance()  # the last one waits
+        if ends == "asked":
+            late.state(0)
+        assert ends == "noticed" and late.step == 5
+        late.advance()
+    assert late.step == 3
+    for name, value in exact.state(0).items():
+        assert torch.equal(value, late.state(0)[name]), name
+    bad["on"] = False
+    late.advance()
+    exact.advance()
+    assert late.step == 4 and all(torch.equal(v, late.variables[name]) for name, v in exact.variables.items())
 
 
 def test_states_that_do_not_fit() -> None:

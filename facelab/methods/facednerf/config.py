@@ -121,7 +121,7 @@ class MemoryConfig:
 
     precision: Literal["tf32", "fp32"] = "tf32"  # of products of matrices and convolutions on a GPU
     superresolution: Literal["fp32", "bf16", "as_built"] = "fp32"  # as_built: half precision where the model has it
-    recompute: bool = False  # keep nothing of the backbone and the super-resolution for the backward
+    recompute: bool = False  # keep nothing of backbone, super-resolution and diffusion's encoder for the backward
     max_points: int | None = None  # field evaluations kept for the backward at a time; null: all
 
     def __post_init__(self) -> None:

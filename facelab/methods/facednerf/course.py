@@ -222,7 +222,7 @@ class Course:
 
         def after() -> None:
             for value in noise.values():
-                normalise_noise(value)
+                normalise_noise(value, tuning.guard.flag)
 
         self._drive(tuning, TUNE, photo, save, self.control.tuning_every, after)
         tuning.problem.generator.requires_grad_(False)  # type: ignore[attr-defined]
@@ -309,21 +309,24 @@ class Course:
     ) -> None:
         """Step until the end; saves now and then, when asked to stop, and before a step that is not finite."""
         while not stage.finished:
-            if self.control.stop():
-                save()
-                raise Interrupted(f"interrupted in stage {name} at step {stage.step} of {stage.steps}{self._kept()}")
-            began = time.monotonic()
-            where = f"stage {name}, step {stage.step} of {stage.steps}"
             try:
-                with saying_what_helps(where):
+                if self.control.stop():
+                    save()
+                    raise Interrupted(
+                        f"interrupted in stage {name} at step {stage.step} of {stage.steps}{self._kept()}"
+                    )
+                began = time.monotonic()
+                with saying_what_helps(f"stage {name}, step {stage.step} of {stage.steps}"):
                     report = stage.advance()
+                after()
+                self.steps += 1
+                if stage.finished:
+                    stage.settle()
+                if stage.step % every == 0 or stage.finished:
+                    save()
             except NotFiniteError as error:
-                save()
+                save()  # the stage stands before the bad step
                 raise UserError(f"{error}{self._kept()}") from error
-            after()
-            self.steps += 1
-            if stage.step % every == 0 or stage.finished:
-                save()
             self._tell(stage, name, photo, report, time.monotonic() - began)
 
     def _kept(self) -> str:

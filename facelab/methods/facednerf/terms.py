@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from facelab.cameras import Camera
-from facelab.draws import Draws
+from facelab.draws import Draws, moved
 from facelab.errors import UserError
 from facelab.generator import Codes
 from facelab.inversion.problem import Moment, Target, Term, Weighted
@@ -105,7 +105,7 @@ def world_light(light: Tensor) -> LightGoal:
         light: (9,), (1, 9) or (N, 9) in world terms (:mod:`facelab.lighting`), what ``light_from_yaml`` returns.
     """
     known = (light if light.ndim > 1 else light[None]).detach().cpu().float()
-    return lambda side: to_dpr(known, side.camera).to(side.picture)
+    return lambda side: moved(to_dpr(known, side.camera), side.picture.device).to(side.picture.dtype)
 
 
 def reference_goal(function: str | PolarFunction, sampled: bool = False) -> LightGoal:
@@ -123,7 +123,7 @@ def reference_goal(function: str | PolarFunction, sampled: bool = False) -> Ligh
         offsets = (side.angles[1], side.angles[0])
         jitter = side.draws.uniform("light", (REFERENCE_GRID, REFERENCE_GRID, 2)) if sampled else None
         numbers = REFERENCE_SCALE * project(chosen, offsets, jitter=jitter, phase=True)
-        return numbers.to(side.picture)
+        return moved(numbers.to(side.picture.dtype), side.picture.device)
 
     return goal
 
@@ -139,7 +139,7 @@ def side_view(model: Model, config: FaceDNeRFConfig, moment: Moment) -> SideView
         u = draws.uniform("side", (2,)).double() - 0.5
         angles = (float(u[0]) * config.side.width, float(u[1]) * config.side.height)
         camera = model.camera(config, *angles).map(lambda x: x.expand(len(moment.target), *x.shape[1:]))
-        picture = moment.render(camera.to(model.device), draws).rgb
+        picture = moment.render(camera.map(lambda x: moved(x, model.device)), draws).rgb
         moment.shared(SIDE, lambda: picture)
         return SideView(picture, camera, angles, draws, moment.step / max(1, moment.steps))
 
@@ -243,10 +243,10 @@ def locality_term(model: Model, generator: Any, pivot: Codes, config: FaceDNeRFC
         draws = moment.draws.at(phase=f"{moment.draws.phase}/locality")
         u = draws.uniform("side", (2,)).double() - 0.5
         camera = model.camera(config, float(u[0]) * config.side.width, float(u[1]) * config.side.height)
-        camera = camera.map(lambda x: x.expand(samples, *x.shape[1:])).to(model.device)
+        camera = camera.map(lambda x: moved(x.expand(samples, *x.shape[1:]), model.device))
         with torch.no_grad():
-            z = draws.normal("z", (samples, *model.generator.latent_spec["z"])).to(label.device)
-            random = model.generator.map({"z": z}, label)
+            z = draws.normal("z", (samples, *model.generator.latent_spec["z"]))
+            random = model.generator.map({"z": moved(z, label.device)}, label)
             codes = Codes({"w": torch.lerp(pivot.values["w"], random.values["w"], HALFWAY)})
             before = model.generator.render(model.generator.scene(codes), camera, settings, draws).rgb
         after = generator.render(generator.scene(codes), camera, settings, draws).rgb
