@@ -27,7 +27,8 @@ from facelab.inversion.session import Session
 from facelab.methods.facednerf.course import Step
 from tests.commands.eg3d_models import SIDE, crop, make_model
 from tests.commands.running import invoke, succeed
-from tests.commands.test_facednerf_document import rows as document_rows
+from tests.documents import page
+from tests.documents import rows as table_rows
 from tests.commands.test_invert_cnerf import StopAt
 from tests.conftest import CHECKOUT
 from tests.metrics.test_clip_score import folder as clip_folder  # noqa: F401 - a fixture
@@ -64,7 +65,7 @@ def test_a_crop_with_its_camera(model: Path, tmp_path: Path) -> None:
     assert "its camera lies beside it" in result.stderr and "PSNR" in result.stdout
     session = tmp_path / "out" / "me"
     names = {path.name for path in session.iterdir()}
-    documented = re.findall(r"`([\w/.]+)`", "".join(row[0] for row in document_rows("files")))
+    documented = re.findall(r"`([\w/.]+)`", "".join(row[0] for row in table_rows(page("facednerf"), "files")))
     assert names == {name.strip("/") for name in documented} - {"reconstruction", "tuning.safetensors"}
     steps = {path.name for path in (session / "steps").iterdir()}
     assert steps == {f"front_{kind}.png" for kind in ("codes_00000", "codes_00002", "tune_00000", "tune_00001")}
