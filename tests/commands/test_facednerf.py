@@ -27,10 +27,10 @@ from facelab.inversion.session import Session
 from facelab.methods.facednerf.course import Step
 from tests.commands.eg3d_models import SIDE, crop, make_model
 from tests.commands.running import invoke, succeed
-from tests.documents import page
-from tests.documents import rows as table_rows
 from tests.commands.test_invert_cnerf import StopAt
 from tests.conftest import CHECKOUT
+from tests.documents import page
+from tests.documents import rows as table_rows
 from tests.metrics.test_clip_score import folder as clip_folder  # noqa: F401 - a fixture
 
 ASTRONAUT = CHECKOUT / "test_data" / "astronaut"
