@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Synthetic heads that no model has seen, with pictures of them from any camera and under any light."""
+"""Synthetic heads that no model has seen, with pictures of them from any camera and under any light; a reader of lights."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from facelab import lighting
@@ -121,3 +123,66 @@ def light_figures(pictures: Tensor, truth: Views, wanted: Tensor) -> dict[str, f
         "sh_error": float(difference.abs().mean()),
         "shading_correlation": float(along.mean()),
     }
+
+
+# ---------------------------------------------------------------- a judge that needs no file
+
+READER_HEADS, READER_TESTS, READER_PIXELS = 600, 100, 16  # fitted on, tested on; side of what it sees
+READER_FIRST = 1_000_000  # number of the first of them: far from the heads that are measured
+BRIGHT = 0.3  # lightness above which the second half of what it sees begins
+RIDGE = 0.1  # of the mean variance
+
+
+class LightReader(nn.Module):
+    """Lightness (N, 1, H, W) -> DPR's nine numbers (N, 9) by ridge regression from 16 x 16 means, fitted on heads.
+
+    It is no network of a paper and knows synthetic heads alone: a judge of relighting that is not DPR's, whose own error
+    must be stated beside what it leads to.
+    """
+
+    def __init__(self, level: Tensor, light: Tensor) -> None:
+        """Fit on (N, 1, H, W) lightness in 0..1 and (N, 9) numbers."""
+        super().__init__()
+        x, y = self._seen(level).double(), light.double()
+        mean, offset = x.mean(0), y.mean(0)
+        x, y = x - mean, y - offset
+        ridge = RIDGE * x.var(0).mean() * torch.eye(x.shape[1], dtype=x.dtype)
+        weight = torch.linalg.solve(x.T @ x / len(x) + ridge, x.T @ y / len(x))
+        for name, value in (("mean", mean), ("offset", offset), ("weight", weight)):
+            self.register_buffer(name, value.float())
+
+    def forward(self, level: Tensor) -> Tensor:
+        """See the class; differentiable."""
+        return self.offset + (self._seen(level) - self.mean) @ self.weight
+
+    @staticmethod
+    def _seen(level: Tensor) -> Tensor:
+        small = F.adaptive_avg_pool2d(level, READER_PIXELS).flatten(1)
+        return torch.cat([small, (small - BRIGHT).clamp(min=0)], dim=1)
+
+
+def fitted_reader(faces: KnownFaces, heads: int = READER_HEADS) -> tuple[LightReader, dict[str, Any]]:
+    """A reader for heads of this set, and how good it is on 100 that it was not fitted on."""
+    generator = torch.Generator().manual_seed(faces.seed)
+    level, light = _lit_heads(faces, READER_FIRST, heads, generator)
+    reader = LightReader(level, light)
+    level, light = _lit_heads(faces, READER_FIRST + heads, READER_TESTS, generator)
+    with torch.no_grad():
+        agreement = lighting.light_agreement(reader(level), light)
+    error, guess = float(agreement.mean_error.mean()), float(agreement.guess_error.mean())
+    told = {"fitted_on": heads, "tested_on": READER_TESTS, "median_angle_degrees": math.degrees(agreement.angle)}
+    return reader, {**told, "dpr_error": error, "dpr_error_of_a_constant": guess}
+
+
+def _lit_heads(faces: KnownFaces, first: int, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Lightness of heads under even light and a lamp in front, and what a camera sees of the light, in DPR's terms."""
+    heads = faces.source.heads
+    u = torch.rand(4, count, generator=generator)
+    azimuth, elevation = 1.6 * (2 * u[0] - 1), 1.2 * (2 * u[1] - 1)
+    flat = elevation.cos()
+    towards = torch.stack([flat * azimuth.sin(), elevation.sin(), flat * azimuth.cos()], dim=-1)
+    light = lighting.directional(towards, 0.3 + u[2]) + lighting.ambient(1.0) * (0.1 + 0.6 * u[3])[:, None]
+    numbers = heads.numbers(torch.arange(first, first + count))
+    camera = heads.cameras(numbers)
+    made = heads.render(sample_heads(heads.model, numbers), camera, light[..., None].expand(-1, -1, 3))
+    return lighting.lightness(made.image.float() / 255), lighting.to_dpr(light, camera)

@@ -6,7 +6,8 @@
 - inversion: held-out heads by each preset; from the photo's camera and from five others, against the true head there;
 - relighting: the same heads under six lights, against the true head under that light, over the five cameras. The light in
   a picture is read by a fit to brightness and true normals, and by DPR where its file is given. The same of what was
-  inverted without a light (``before``) and of the true pictures (``truth``) says what that means;
+  inverted without a light (``before``) and of the true pictures (``truth``) says what that means. What is optimised is
+  DPR's light, or with ``--judges reader`` that of a regression fitted on synthetic heads, which needs no file;
 - text: whether the gradient of a diffusion model of random weights reaches the codes. Nothing is said of meaning.
 
 Every number comes with its count; a run with few ``--steps`` says so in ``about``.
@@ -14,6 +15,8 @@ Every number comes with its count; a run with few ``--steps`` says so in ``about
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +29,7 @@ from typing import Any
 import click
 import measuring
 import torch
-from known_faces import LIGHTS, KnownFaces, Views, known_light, light_figures
+from known_faces import LIGHTS, KnownFaces, Views, fitted_reader, known_light, light_figures
 from torch import Tensor
 
 import facelab
@@ -46,7 +49,7 @@ from facelab.inversion.measure import psnr, ssim
 from facelab.inversion.perceptual_files import load_perceptual
 from facelab.inversion.problem import Target
 from facelab.lighting import to_dpr
-from facelab.losses.lighting import light_in
+from facelab.losses.lighting import LightNet, light_in
 from facelab.losses.perceptual import perceptual_distance
 from facelab.methods.facednerf import editing
 from facelab.methods.facednerf.config import FaceDNeRFConfig
@@ -57,6 +60,7 @@ from facelab.rendering.settings import RenderSettings
 PARTS = ("inversion", "relighting", "text")
 PRESETS = ("project_w", "project_w_plus", "pti")
 DPR = "dpr"  # its entry of networks/manifest.yaml
+JUDGES = (DPR, "reader")
 PROMPT = "a person with glasses"
 TEXT_WEIGHT = 1.0  # Adam's steps do not depend on it
 
@@ -73,6 +77,7 @@ class Study:
         settings: changes of every preset, ``KEY=VALUE``.
         final: settings of the pictures that are measured.
         steps, tune_steps: in place of the presets' own, None: those.
+        judges: of the light, by name.
         report: takes the rows.
         sheets: folder of pictures, or None.
     """
@@ -86,6 +91,7 @@ class Study:
     final: RenderSettings
     steps: int | None
     tune_steps: int | None
+    judges: dict[str, LightNet]
     report: measuring.Report
     sheets: Path | None
 
@@ -246,11 +252,11 @@ def relighting(study: Study, lights: Sequence[str]) -> list[list[tuple[str, Tens
         [("before", fan, study.faces.views(index, study.fan).picture)]
         for fan, index in zip(before, study.indices, strict=True)
     ]
-    for name in lights:
-        light = known_light(name)
+    for judge, name in itertools.product(study.judges, lights):
+        light, networks = known_light(name), dataclasses.replace(study.networks, light=study.judges[judge])
         truths = [study.faces.views(index, study.fan, light) for index in study.indices]
         with taken(study.model.device) as cost:
-            edited = editing.relight(study.model, target, config, study.networks, light)
+            edited = editing.relight(study.model, target, config, networks, light)
         rows = []
         for k, (front, fan) in enumerate(seen(study, edited, target)):
             kept = closeness(study, front, target.picture[k : k + 1])
@@ -261,11 +267,11 @@ def relighting(study: Study, lights: Sequence[str]) -> list[list[tuple[str, Tens
             figures["truth"].pop("psnr_to_truth")  # of a picture to itself
             same = study.identity(fan, before[k])
             rows.append({**figures, "photo_before_and_after": kept, **({} if same is None else {"identity": same})})
-            shown[k].append((name, fan, truths[k].picture))
+            shown[k].append((f"{name}, {judge}", fan, truths[k].picture))
         each = [{"head": index, **row} for index, row in zip(study.indices, rows, strict=True)]
         study.report.add(
             {
-                "part": "relighting", "light": name, "heads": len(rows), "views": len(study.fan), **pooled(rows),
+                "part": "relighting", "judge": judge, "light": name, "heads": len(rows), "views": len(study.fan), **pooled(rows),
                 "steps": edited.steps, **cost, "of_heads": each,
             }
         )  # fmt: skip
@@ -334,7 +340,7 @@ def light_sheet(index: int, cells: Sequence[tuple[str, Tensor, Tensor]]) -> Tens
     for name, fan, true in cells:
         side = fan.shape[-1]
         white = torch.ones(1, 3, side, side)
-        pictures += [white if name == "before" else ball(known_light(name), side)]
+        pictures += [white if name == "before" else ball(known_light(name.partition(",")[0]), side)]
         captions += ["own light" if name == "before" else name]
         for k in chosen:
             pictures += [fan[k : k + 1], true[k : k + 1]]
@@ -388,6 +394,7 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the set of heads.")
 @click.option("--presets", default=",".join(PRESETS), show_default=True, help="Of the inversion.")
 @click.option("--lights", default=",".join(LIGHTS), show_default=True, help="Of the relighting.")
+@click.option("--judges", default=DPR, show_default=True, help=f"Of the light while relighting: {', '.join(JUDGES)}.")
 @click.option("--steps", type=click.IntRange(1), help="Of the codes. [default: each preset's]")
 @click.option(
     "--tune-steps", type=click.IntRange(0), help="Of the generator, where it is tuned. [default: the preset's]"
@@ -404,19 +411,19 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="JSON file.")
 @friendly
 def main(
-    model: Path, parts: str, heads: int, first: int, seed: int, presets: str, lights: str, settings: tuple[str, ...],
+    model: Path, parts: str, heads: int, first: int, seed: int, presets: str, lights: str, judges: str, settings: tuple[str, ...],
     perceptual: str, identity: Path | None, dpr: str, dpr_side: int, dpr_norm: str, threads: int, device: str,
     out: Path | None, sheets: Path | None, steps: int | None, tune_steps: int | None,
 ) -> None:  # fmt: skip
     """Measure, print, keep."""
     wanted, known = _chosen(parts, PARTS, "part"), _chosen(presets, PRESETS, "preset")
-    names = _chosen(lights, tuple(LIGHTS), "light")
+    names, by = _chosen(lights, tuple(LIGHTS), "light"), _chosen(judges, JUDGES, "judge")
     torch.set_num_threads(threads)
     face: FaceModel = facelab.load(model, pick_device(device))
     made = Model.of(face)
     networks = _judges(perceptual, identity, dpr, dpr_side, dpr_norm, face.device)
-    if "relighting" in wanted and networks.light is None:
-        raise UserError("relighting needs --dpr FILE (trained_model_03.t7); --parts inversion,text does without")
+    if "relighting" in wanted and DPR in by and networks.light is None:
+        raise UserError("relighting by dpr needs --dpr FILE (trained_model_03.t7); --judges reader does without")
     size = made.picture_side(made.settings(FaceDNeRFConfig()))
     faces = KnownFaces(face, seed, size)
     indices = tuple(range(first, first + heads))
@@ -431,7 +438,14 @@ def main(
     }  # fmt: skip
     fan = Camera.cat([face.camera(yaw=yaw) for yaw in VIEW_YAWS]).to("cpu")
     report = measuring.Report(out, about)
-    study = Study(made, faces, indices, networks, fan, settings, face.settings(), steps, tune_steps, report, sheets)
+    lit_by: dict[str, LightNet] = {DPR: networks.light} if DPR in by and networks.light is not None else {}
+    if "relighting" in wanted and "reader" in by:
+        reader, told = fitted_reader(faces)
+        lit_by["reader"] = reader.to(face.device)
+        report.add({"part": "reader", **told})
+    study = Study(
+        made, faces, indices, networks, fan, settings, face.settings(), steps, tune_steps, lit_by, report, sheets
+    )
     if "inversion" in wanted:
         _with_sheets(study, "inverted", lambda i, cells: inversion_sheet(study, i, cells), inversion(study, known))
     if "relighting" in wanted:

@@ -76,6 +76,19 @@ def test_lights_are_six_and_apart() -> None:
     assert torch.equal(known_faces.known_light("{direction: [1, 0, 0]}"), directional(torch.eye(3)[:1])[0])
 
 
+def test_reader_of_lights(faces: known_faces.KnownFaces, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(known_faces, "READER_TESTS", 24)
+    reader, told = known_faces.fitted_reader(faces, 160)
+    assert told["median_angle_degrees"] < 30 and told["dpr_error"] < 0.9 * told["dpr_error_of_a_constant"]
+    camera = faces.camera(2)
+    left, right = (known_faces.known_light(f"{{direction: [{x}, 0.3, 1]}}") for x in (-1, 1))
+    seen = reader(known_faces.lighting.lightness(faces.views(2, camera, left).picture / 2 + 0.5))
+    errors = [
+        float((seen - known_faces.lighting.to_dpr(light[None], camera)).square().sum()) for light in (left, right)
+    ]
+    assert errors[0] < 0.5 * errors[1]
+
+
 def test_inversion(written: tuple[dict[str, Any], Path]) -> None:
     rows = [row for row in written[0]["rows"] if row["part"] == "inversion"]
     assert [row["by"] for row in rows] == ["average head", "project_w_plus", "pti"]
@@ -91,7 +104,7 @@ def test_inversion(written: tuple[dict[str, Any], Path]) -> None:
 
 def test_relighting(written: tuple[dict[str, Any], Path]) -> None:
     rows = [row for row in written[0]["rows"] if row["part"] == "relighting"]
-    assert [row["light"] for row in rows] == ["left", "lamp_above"]
+    assert [(row["judge"], row["light"]) for row in rows] == [("dpr", "left"), ("dpr", "lamp_above")]
     for row in rows:
         assert row["heads"] == 2 and row["views"] == 5 and row["steps"] == 6
         figures = {"angle_degrees", "sh_error", "shading_correlation", "dpr_error", "dpr_distance"}
@@ -127,7 +140,8 @@ def test_sheets(written: tuple[dict[str, Any], Path]) -> None:
         (["--parts", "inverson"], "unknown part 'inverson', expected some of inversion, relighting, text"),
         (["--presets", "debug"], "unknown preset 'debug', expected some of project_w, project_w_plus, pti"),
         (["--lights", "lefft"], "unknown light 'lefft'"),
-        (["--parts", "relighting"], "relighting needs --dpr FILE"),
+        (["--judges", "sfs"], "unknown judge 'sfs', expected some of dpr, reader"),
+        (["--parts", "relighting"], "relighting by dpr needs --dpr FILE"),
     ],
 )
 def test_bad_input(
