@@ -16,7 +16,8 @@ TF32. The original's loop that projects its light is timed alone (``projection``
 ``minutes_with_loop``: its numbers do not depend on the rest of a step. That the original also judges the photo anew at
 every step is not in it.
 
-Times are medians and interquartile ranges by CUDA events after warm-up; ``memory_gib`` is the peak with all networks.
+Times are medians and interquartile ranges by CUDA events after warm-up; ``memory_gib`` is the peak with all networks,
+without the first steps, in which cuDNN tries what fits into free memory (``first_steps_gib``).
 ``losses`` are those of the first step, which every way computes from the same random numbers; ``waits`` counts by line
 where a step makes the CPU wait for the GPU. ``first_picture_seconds`` goes from loaded networks to the first step's
 picture in the CPU's memory; in the first row (``cold``) kernels are compiled in it. Weights are not read from a disk.
@@ -306,6 +307,17 @@ def waits(work: Callable[[], Any], device: torch.device) -> dict[str, int] | Non
     return dict(collections.Counter(lines))
 
 
+def steps_of(stage: Any, sizes: Sizes, device: torch.device) -> Row:
+    """Time, memory and waits of a stage's steps after the first ones, whose memory stands apart."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    for _ in range(sizes.warmup):
+        stage.advance()
+    first = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None
+    row = timed(stage.advance, device, sizes.repeats, 0)
+    return {**row, "first_steps_gib": first, "waits": waits(stage.advance, device)}
+
+
 def bench_run(
     model: Model, networks: Networks, task: str, way: Way, sizes: Sizes, device: torch.device, loop: float | None
 ) -> Row:
@@ -317,13 +329,11 @@ def bench_run(
     row: Row = {"first_picture_seconds": seconds, "losses": losses}
     with course.switches():
         inversion = course.inversion()
-        row["codes"] = timed(inversion.advance, device, sizes.repeats, sizes.warmup)
-        row["codes"]["waits"] = waits(inversion.advance, device)
+        row["codes"] = steps_of(inversion, sizes, device)
         found = one_of(inversion.present(), 0)
         del inversion
         tuning = course.tuning(found, 0)
-        row["tune"] = timed(tuning.advance, device, sizes.repeats, sizes.warmup)
-        row["tune"]["waits"] = waits(tuning.advance, device)
+        row["tune"] = steps_of(tuning, sizes, device)
     codes, tune = (row[stage]["milliseconds"] for stage in ("codes", "tune"))
     row["minutes"] = (CODES_STEPS * codes + TUNE_STEPS * tune) / 60_000
     if way.plain and loop is not None:
