@@ -246,11 +246,11 @@ class TapedSums(Sums):
         self._tape, self._kept = tape, kept
 
     def add(self, name: str, value: Tensor | float, weight: float) -> None:
-        if isinstance(value, Tensor):
-            tensor = value.detach()
-        else:
+        if isinstance(value, (int, float)):
             self._tape.problem(f"logs {name!r} as a number of Python's")
             tensor = torch.tensor(float(value))
+        else:
+            tensor = value.detach()
         self._kept.append((name, tensor, weight))
 
 
