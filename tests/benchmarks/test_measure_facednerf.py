@@ -16,10 +16,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "commands"))
 
 import eg3d_models
+import facednerf_tables
 import known_faces
 import measure_facednerf
 
 import facelab
+from facelab.errors import UserError
 from facelab.inference import pictures as pic
 from facelab.lighting import directional
 
@@ -150,3 +152,25 @@ def test_bad_input(
     monkeypatch.setenv("FACELAB_WEIGHTS_DIR", str(tmp_path))
     done = CliRunner().invoke(measure_facednerf.main, [str(model), *arguments])
     assert done.exit_code != 0 and message in done.output and "Traceback" not in done.output
+
+
+def test_tables(written: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
+    found = written[0]
+    source, document = tmp_path / "found.json", tmp_path / "page.md"
+    source.write_text(json.dumps(found), encoding="utf-8")
+    document.write_text(f"above\n{facednerf_tables.BEGIN}\nold\n{facednerf_tables.END}\nbelow\n", encoding="utf-8")
+    for _ in range(2):
+        facednerf_tables.main([str(source), str(document)])
+        page = document.read_text(encoding="utf-8")
+        assert page.startswith("above\n") and page.endswith("\nbelow\n") and "old" not in page
+    pti = next(row for row in found["rows"] if row.get("by") == "pti")
+    (line,) = (line for line in page.splitlines() if line.startswith("| pti |"))
+    cells = [cell.strip() for cell in line.split("|")[2:-1]]
+    assert cells[0] == f"{pti['photo']['psnr']:.1f}" and cells[3] == f"{pti['others']['psnr']:.1f}"
+    (line,) = (line for line in page.splitlines() if line.startswith("| left | dpr |"))
+    row = next(row for row in found["rows"] if row.get("light") == "left")
+    after, before, truth = (f"{row[when]['angle_degrees']:.0f}" for when in ("after", "before", "truth"))
+    assert line.split("|")[3].strip() == f"{after} ({before}; {truth})"
+    document.write_text("no marks", encoding="utf-8")
+    with pytest.raises(UserError, match="expected the marks"):
+        facednerf_tables.main([str(source), str(document)])
