@@ -17,6 +17,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from measuring import keep
 from PIL import Image
 
 from facelab.data.preprocess import Deep3dCamera, FileLandmarks, make_camera_estimator, make_detector
@@ -109,13 +110,8 @@ def main(data: Path, weights: Path | None, standard: Path | None, out: Path | No
         result["alignment_of_our_standard_points"] = alignment(photos, official)
     if weights is not None:
         result["portraits"] = errors(data / "eg3d_portraits", camera)
-    text = json.dumps(result, indent=1)
-    click.echo(text)
-    if out is not None:
-        from facelab.files import atomic_path
-
-        with atomic_path(out) as temporary:
-            temporary.write_text(text + "\n", encoding="utf-8")
+    click.echo(json.dumps(result, indent=1))
+    keep(result, out)
 
 
 if __name__ == "__main__":

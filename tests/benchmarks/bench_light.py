@@ -19,6 +19,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from measuring import keep
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -27,7 +28,6 @@ from facelab import lighting
 from facelab.cameras.camera import Camera
 from facelab.data.synthetic import SyntheticBatch, SyntheticHeads
 from facelab.data.synthetic_sampling import sample_heads
-from facelab.files import atomic_path
 from facelab.losses.lighting import light_in
 from facelab.nn.pretrained.light_estimator import load_dpr, load_light_estimator
 
@@ -163,9 +163,7 @@ def main(
         result["demonstration"] = relit(folder, dpr)
     for row in [*result["heads"], *result.get("demonstration", [])]:
         print(json.dumps(row))
-    if out is not None:
-        with atomic_path(out) as temporary:
-            temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    keep(result, out)
 
 
 if __name__ == "__main__":

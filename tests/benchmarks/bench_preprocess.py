@@ -16,6 +16,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from measuring import keep
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
@@ -148,13 +149,8 @@ def main(data: Path, name: str, heads: int, out: Path | None) -> None:
         "portraits": on_portraits(data / "eg3d_portraits", detector, constant),
         "photos": on_photos(data / "deep3d_examples", detector),
     }
-    text = json.dumps(result, indent=1)
-    click.echo(text)
-    if out is not None:
-        from facelab.files import atomic_path
-
-        with atomic_path(out) as temporary:
-            temporary.write_text(text + "\n", encoding="utf-8")
+    click.echo(json.dumps(result, indent=1))
+    keep(result, out)
 
 
 if __name__ == "__main__":

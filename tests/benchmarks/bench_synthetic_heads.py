@@ -20,6 +20,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from measuring import keep
+
 from facelab.data.synthetic import SyntheticHeads
 
 
@@ -56,10 +58,8 @@ def main() -> None:
     for size in options.size:
         heads = SyntheticHeads(0, size, device=options.device, backend=options.backend)
         report[f"{size}px"] = {k: round(v, 2) for k, v in measure(heads, options.batch, options.repeats).items()}
-    text = json.dumps(report, indent=1)
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n")
+    print(json.dumps(report, indent=1))
+    keep(report, options.out)
 
 
 if __name__ == "__main__":

@@ -43,10 +43,7 @@ class Report:
         row = shorter(row)
         self.rows.append(row)
         print(json.dumps(row), flush=True)
-        if self.path is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_path(self.path) as temporary:
-                temporary.write_text(json.dumps({**self.about, "rows": self.rows}, indent=1) + "\n", encoding="utf-8")
+        keep({**self.about, "rows": self.rows}, self.path)
 
     def attempt(self, case: Row, work: Callable[[], Row]) -> None:
         """Add the case with what ``work`` finds, or why it failed; the others shall still be measured."""
@@ -60,6 +57,14 @@ class Report:
             self.broken += 1
             lines = str(error).strip().splitlines() or ["no message"]
             self.add({**case, "failed": f"{type(error).__name__}: {lines[0]}"})
+
+
+def keep(result: Row, path: Path | None) -> None:
+    """Write a result as JSON, whole or not at all; None: nowhere."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def shorter(value: Any) -> Any:
