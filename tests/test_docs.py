@@ -81,6 +81,13 @@ def test_links_lead_somewhere(document: Path) -> None:
     assert not missing, f"{document.relative_to(CHECKOUT)} points to nothing: {missing}"
 
 
+@pytest.mark.parametrize("name", ["pigan", "fenerf", "eg3d", "stylesdf", "cnerf", "facednerf"])
+def test_the_notice_names_the_paper_of_a_page(name: str) -> None:
+    page = (CHECKOUT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    papers = re.findall(r"arxiv\.org/abs/([\d.]+\d)", page)
+    assert papers and papers[0] in (CHECKOUT / "NOTICE").read_text(encoding="utf-8")
+
+
 def test_files_keep_the_rules() -> None:
     """Licence headers, line counts and sizes of the tracked files; nothing to check outside a git checkout."""
     if not (CHECKOUT / ".git").exists():
