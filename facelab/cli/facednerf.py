@@ -21,15 +21,21 @@ from facelab.cli.facednerf_options import (
     source_options,
     text_options,
 )
-from facelab.cli.photo_input import PATH
+from facelab.cli.photo_input import PATH, PHOTO_SOURCES
 
 if TYPE_CHECKING:
     from facelab.cli.facednerf_run import Run
 
 LAMP_SIDE = 512  # pixels of the photo of --light-of
-PHOTO_SOURCES = ("detector", "landmarks", "detector_weights", "camera_from", "deep3d_weights")
 SLUG = 40  # letters of a prompt in the name of a folder
 PHOTOS = click.argument("photos", nargs=-1, required=True, type=PATH)
+START = click.option(
+    "--start",
+    type=PATH,
+    default=None,
+    help="Begin with these codes instead of the average: a file (.safetensors, .npy), the folder of a head, or a folder "
+    "with one of these for each photo (NAME, NAME.npy ...).",
+)
 COMPARE = click.option(
     "--compare", is_flag=True, help="First the photo as it is, into reconstruction/; the sheet shows it, too."
 )
@@ -40,6 +46,7 @@ COMPARE = click.option(
 @PHOTOS
 @source_options
 @method_options(side=False)
+@START
 @run_options("inversions")
 @device_option
 @friendly
@@ -62,6 +69,7 @@ def invert_eg3d(model: Path, photos: tuple[Path, ...], **options: Any) -> None:
 @light_options
 @method_options(side=True)
 @COMPARE
+@START
 @run_options("edits")
 @device_option
 @friendly
@@ -82,6 +90,7 @@ def edit_facednerf(model: Path, photos: tuple[Path, ...], **options: Any) -> Non
 @light_options
 @method_options(side=True)
 @COMPARE
+@START
 @run_options("relit")
 @device_option
 @friendly
@@ -157,6 +166,8 @@ def _on_photos(command: str, model: Path, given: Sequence[Path], preset: str, op
     sources = {name: options.pop(name) for name in PHOTO_SOURCES}
     aligned, face, force = (options.pop(name) for name in ("aligned", "face", "force"))
     batch, resume, compare = options.pop("batch"), options.pop("resume"), options.pop("compare", False)
+    latents = {photo: start_of(options["start"], photo) for photo in photos}
+    del options["start"]
     device = pick_device(options["device"])
     detector, estimator = lazy_detector(sources, device), lazy_cameras(sources, device)
 
@@ -169,6 +180,7 @@ def _on_photos(command: str, model: Path, given: Sequence[Path], preset: str, op
     names = [f"{photo.stem}-{ending}" if ending else photo.stem for photo in photos]
     runs.usable_sessions([options["out"] / name for name in names], resume)  # before anything large is read
     run = _prepare(command, model, preset, options, {}, lamp)
+    starts = {photo: runs.read_start(run, path) for photo, path in latents.items() if path is not None}
     view = run.face.view
     choices = PortraitChoices(run.side, view.radius, view.pivot, aligned, face, force)
 
@@ -178,7 +190,7 @@ def _on_photos(command: str, model: Path, given: Sequence[Path], preset: str, op
         note = "note: its camera lies beside it, so it counts as a crop; --camera face finds both anew"
         return dataclasses.replace(taken, notes=(note, *taken.notes)) if beside else taken
 
-    jobs = runs.open_photos(run, photos, names, take, resume)
+    jobs = runs.open_photos(run, photos, names, take, resume, starts)
     for job in jobs:
         if job.done:
             click.echo(f"{told(job)} (done before)")
@@ -258,6 +270,23 @@ def _wanted_light(
         wanted = light_in_picture(*take(light_of), options["light_network"], config.light_norm)
     told = {"light": light, "light_of": None if light_of is None else str(light_of.resolve())}
     return light, wanted, {**told, "light_numbers": None if wanted is None else [round(float(v), 6) for v in wanted]}
+
+
+def start_of(given: Path | None, photo: Path) -> Path | None:
+    """The file or session folder of ``--start`` that belongs to a photo. UserError where there is none."""
+    from facelab.errors import UserError
+    from facelab.inversion.session import LATENTS
+
+    if given is None or given.is_file() or (given / LATENTS).is_file():
+        return given
+    if not given.is_dir():
+        raise UserError(f"--start: no codes at {given}; expected a file, the folder of a head or a folder of these")
+    for place in (given / photo.stem, *(given / f"{photo.stem}{kind}" for kind in (".safetensors", ".npy"))):
+        if place.is_file() or (place / LATENTS).is_file():
+            return place
+    raise UserError(
+        f"--start: no codes for {photo.name} in {given}, expected {photo.stem}/{LATENTS} or {photo.stem}.npy"
+    )
 
 
 def _portrait_as_it_is(path: Path) -> tuple[Any, Any]:

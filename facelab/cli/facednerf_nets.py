@@ -60,7 +60,12 @@ def make_judges(options: dict[str, Any], config: FaceDNeRFConfig, device: str, p
     found: dict[str, Any] = {}
     names: dict[str, str] = {}
     notes: list[str] = []
-    o = {name: options.pop(name, None) for name in (*TEXT_OPTIONS, "perceptual", "identity", "light_network", "clip")}
+    o = {
+        name: options.pop(name, None)
+        for name in (*TEXT_OPTIONS, "perceptual", "identity", "light_network", "clip", "clip_activation")
+    }
+    if o["clip_activation"] is not None and o["clip"] is None:
+        raise UserError("--clip-activation is of CLIP's layers, but there is no --clip; give both or none")
     if o["clip"] is not None and not config.weights.clip:
         config = _weights(config, clip=1.0)
     if o["clip"] is not None and o["diffusion"] is None and not o["demo_diffusion"]:
@@ -87,7 +92,7 @@ def make_judges(options: dict[str, Any], config: FaceDNeRFConfig, device: str, p
         if o["demo_diffusion"]:
             notes.append("the diffusion model has random weights: the prompt moves pixels, it means nothing to them")
     if weights.clip:
-        found["clip"], names["clip"] = _clip(o["clip"], o["prompt"] or "", device)
+        found["clip"], names["clip"] = _clip(o["clip"], o["prompt"] or "", o["clip_activation"], device)
     if weights.light:
         found["light"], names["light"] = load_light_judge(o["light_network"], config.light_norm, device)
         if o["light_network"] == RANDOM:
@@ -137,14 +142,15 @@ def _guidance(o: dict[str, Any], config: FaceDNeRFConfig, device: str) -> tuple[
     return judge, parts.source
 
 
-def _clip(path: Path | None, prompt: str, device: str) -> tuple[Any, str]:
+def _clip(path: Path | None, prompt: str, activation: Any, device: str) -> tuple[Any, str]:
     """CLIP's similarity to the prompt, and its name."""
     from facelab.losses.clip_similarity import ClipSimilarity
     from facelab.metrics.clip_score import load_clip
 
     if path is None:
         raise UserError("weights.clip is above 0 but there is no CLIP; give its file with --clip")
-    vision, embedding, name = load_clip(path, prompt)
+    vision, embedding, name = load_clip(path, prompt, activation=activation)
+    name = name if activation is None else f"{name} {activation}"
     return ClipSimilarity(vision.to(device), embedding.to(device), name), name
 
 

@@ -127,6 +127,12 @@ def text_options(function: Command) -> Command:
         click.option("--guidance", type=float, default=None, help="How strongly the prompt pulls.  [default: 100]"),
         click.option("--embeddings", type=PATH, default=None, help="Folder that keeps encoded prompts."),
         click.option("--clip", type=PATH, default=None, help="CLIP's file: its similarity counts, too, or alone."),
+        click.option(
+            "--clip-activation",
+            type=click.Choice(["gelu", "quick_gelu"]),
+            default=None,
+            help="Of CLIP's layers, where its file does not say it.  [default: quick_gelu for OpenAI's, else gelu]",
+        ),
     )
     return with_options(function, options)
 

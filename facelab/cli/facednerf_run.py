@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from facelab.cli.portraits import Portrait
 from facelab.config import to_dict
 from facelab.errors import Interrupted, UserError
 from facelab.files import make_folder
+from facelab.generator import Codes
 from facelab.inference import pictures as pic
 from facelab.inversion import session as files
 from facelab.inversion.loop import STEP
@@ -41,7 +42,7 @@ from facelab.training.signals import StopRequest
 
 RECONSTRUCTION, FRONT = "reconstruction", "front.png"
 STEPS = "steps"  # folder of the pictures along the way
-SAME = ("command", "method", "model_weights", "photo", "task", "settings", "judges")
+SAME = ("command", "method", "model_weights", "photo", "start", "task", "settings", "judges")
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class Run:
         """Names the model's weights."""
         return files.digest(self.face.state)
 
-    def described(self, photo: str) -> dict[str, Any]:
+    def described(self, photo: str, start: Codes | None = None) -> dict[str, Any]:
         """What a session is begun with."""
         import facelab
 
@@ -115,6 +116,7 @@ class Run:
             "model": self.path,
             "model_weights": self.weights,
             "photo": photo,
+            "start": None if start is None else files.digest(start.values),
             "task": self.task,
             "settings": dict(_flat(to_dict(self.config))),
             "judges": self.judges.names,
@@ -123,13 +125,15 @@ class Run:
 
 @dataclass
 class Job:
-    """One head of a run: its folder, what it aims at (None: text alone), and whether everything is there already."""
+    """One head of a run: its folder, what it aims at (None: text alone), whether everything is there already, and codes
+    (1, L, W) to begin with (None: the average)."""
 
     name: str
     session: Session
     target: Target | None
     seed: int | None = None
     done: bool = False
+    start: Codes | None = None
 
     def finish(self) -> None:
         """Drop the state of the tuning, three times a generator: from its end there is nothing to go on to."""
@@ -155,10 +159,28 @@ def _flat(values: dict[str, Any], start: str = "") -> Iterator[tuple[str, Any]]:
 # ---------------------------------------------------------------- sessions
 
 
+def read_start(run: Run, path: Path) -> Codes:
+    """The codes of one head that ``--start`` names. UserError for those of several, or of another model."""
+    from facelab.inference.latent_files import read_codes
+
+    codes = read_codes(path, run.model.generator)
+    count = len(codes.values["w"])
+    if count != 1:
+        raise UserError(f"--start: {path} holds codes of {count} heads, expected one; give a file for each photo")
+    return codes
+
+
 def open_photos(
-    run: Run, photos: Sequence[Path], names: Sequence[str], take: Callable[[Path], Portrait], resume: bool
+    run: Run,
+    photos: Sequence[Path],
+    names: Sequence[str],
+    take: Callable[[Path], Portrait],
+    resume: bool,
+    starts: Mapping[Path, Codes] | None = None,
 ) -> list[Job]:
     """Begin or reopen the folder of each photo; all photos are looked at before anything is computed.
+
+    ``starts``: codes to begin with, for all photos or none.
 
     Raises:
         UserError: a photo that cannot be used, a folder that holds another run (or, without ``resume``, this one), a
@@ -169,7 +191,8 @@ def open_photos(
     prepared = {photo: take(photo) for photo, session in sessions.items() if session.folder not in begun}
     jobs = []
     for photo, session in sessions.items():
-        done, described = False, run.described(str(photo.resolve()))
+        start = None if not starts else starts[photo]
+        done, described = False, run.described(str(photo.resolve()), start)
         if photo in prepared:
             found = prepared[photo]
             for note in found.notes:
@@ -178,7 +201,7 @@ def open_photos(
             session.begin({**described, "camera": found.label.tolist(), "notes": list(found.notes)})
         else:
             done = _expect(session, described)
-        jobs.append(Job(photo.stem, session, _target(run, session), done=done))
+        jobs.append(Job(photo.stem, session, _target(run, session), done=done, start=start))
     return jobs
 
 
@@ -319,7 +342,9 @@ def reconstructions(run: Run, jobs: Sequence[Job], batch: int) -> dict[str, Tens
     )
     plain = dataclasses.replace(run, config=config, light=None, goal=None)
     inner = [
-        Job(job.name, Session(make_folder(job.session / RECONSTRUCTION)), job.target) for job in jobs if not job.done
+        Job(job.name, Session(make_folder(job.session / RECONSTRUCTION)), job.target, start=job.start)
+        for job in jobs
+        if not job.done
     ]
     for job in inner:
         job.done = (job.session / files.METRICS).is_file()
@@ -352,8 +377,10 @@ def run_seeds(run: Run, jobs: Sequence[Job], average: bool, finish: Callable[[Jo
 def _run_group(run: Run, jobs: list[Job], stop: StopRequest, finish: Callable[[Job, Found], None]) -> None:
     targets = [job.target for job in jobs]
     target = joined([t for t in targets if t is not None]).to(run.face.device)
+    starts = [job.start for job in jobs if job.start is not None]
+    start = Codes.cat(starts) if starts else None
     with _watched(run, jobs, stop) as (control, taken):
-        edited = editing.edit(run.model, target, run.config, run.judges.networks, run.goal, control)
+        edited = editing.edit(run.model, target, run.config, run.judges.networks, run.goal, control, start)
     for row, job in enumerate(jobs):
         finish(job, taken(edited, row))
 

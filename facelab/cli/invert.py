@@ -14,7 +14,9 @@ import click
 from facelab.cli.common import Command, OneLineCommand, device_option, friendly, model_argument, open_model, pick_device
 from facelab.cli.photo_input import (
     PATH,
+    PHOTO_SOURCES,
     batch_option,
+    lazy_cameras,
     lazy_detector,
     list_photos,
     matching,
@@ -27,6 +29,7 @@ from facelab.cli.photo_input import (
     weights_option,
     with_options,
 )
+from facelab.cli.photos import camera_options
 
 if TYPE_CHECKING:
     from facelab.inversion.photos import View
@@ -57,6 +60,7 @@ def _photo_options(function: Command) -> Command:
             "AZIMUTH,ELEVATION in degrees, a camera file (.npy, .json) or a folder of them. [default: from the face]",
             "PHOTOs are upright crops framed as the model's training pictures.",
         ),
+        camera_options,
     )
     return with_options(function, options)
 
@@ -172,7 +176,7 @@ def invert_cnerf(
         )
     batch, save_every, resume, points = (options.pop(name) for name in ("batch", "save_every", "resume", "max_points"))
     paths = list_photos(photos)
-    sources = {name: options.pop(name) for name in ("mask", "camera", "detector", "landmarks", "detector_weights")}
+    sources = {name: options.pop(name) for name in ("mask", "camera", *PHOTO_SOURCES)}
     taking = {name: options.pop(name) for name in ("aligned", "face", "force", "parser_path")}
     run = Run(face, str(model.resolve() if model.exists() else model), options, save_every, not quiet, points)
     take = photo_taker(sources, taking, run.side, pick_device(device), paths)
@@ -183,7 +187,7 @@ def invert_cnerf(
 def photo_taker(
     sources: dict[str, Any], taking: dict[str, Any], side: int, device: str, photos: Sequence[Path]
 ) -> Callable[[Path], Any]:
-    """A function photo -> :class:`~facelab.inversion.photos.Prepared`. Detector and parser are made when needed."""
+    """A function photo -> :class:`~facelab.inversion.photos.Prepared`. All networks are made when needed."""
     from facelab.cli.parser import find_parser
     from facelab.data.parsing import load_parser
     from facelab.errors import UserError
@@ -191,7 +195,7 @@ def photo_taker(
 
     if sources["mask"] is not None and taking["parser_path"] is not None:
         raise UserError("label maps come from --mask or from --parser, expected one of them, got both")
-    detector = lazy_detector(sources, device)
+    detector, estimator = lazy_detector(sources, device), lazy_cameras(sources, device)
     masks = {photo: matching(sources["mask"], photo, photos, "--mask", MASK_KINDS) for photo in photos}
     views = {photo: camera_view(sources["camera"], photo, photos) for photo in photos}
 
@@ -202,7 +206,7 @@ def photo_taker(
 
     def take(photo: Path) -> Any:
         choices = PhotoChoices(side, taking["aligned"], views[photo], taking["face"], taking["force"], parser())
-        return prepare(photo, choices, detector, masks[photo])
+        return prepare(photo, choices, detector, masks[photo], estimator)
 
     return take
 

@@ -14,6 +14,7 @@ import click
 from facelab.cli.common import Command
 
 PATH = click.Path(path_type=Path)
+PHOTO_SOURCES = ("detector", "landmarks", "detector_weights", "camera_from", "deep3d_weights")  # options
 
 
 def photo_options(camera_help: str, aligned_help: str) -> Callable[[Command], Command]:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from facelab.data import reading
 from facelab.data.preprocess import doctor
+from facelab.data.preprocess.cameras import CameraEstimator
 from facelab.data.preprocess.faces import FaceDetector
 from facelab.data.preprocess.labels import view_angles
 from facelab.data.transforms import resize_mask
@@ -79,7 +80,11 @@ class PhotoChoices:
 
 
 def prepare(
-    photo: Path, choices: PhotoChoices, detector: Callable[[], FaceDetector], mask: Path | None = None
+    photo: Path,
+    choices: PhotoChoices,
+    detector: Callable[[], FaceDetector],
+    mask: Path | None = None,
+    estimator: Callable[[], CameraEstimator | None] = lambda: None,
 ) -> Prepared:
     """Take in one photo.
 
@@ -88,6 +93,7 @@ def prepare(
         choices: see :class:`PhotoChoices`.
         detector: makes the detector, called only where points are needed.
         mask: label map of the whole photo (index PNG, palette PNG or .npy).
+        estimator: makes what finds cameras, called only where there is none; None: from the points.
 
     Raises:
         UserError: no picture, no face or none that can be used, a mask that does not belong to it.
@@ -97,12 +103,13 @@ def prepare(
     if choices.aligned:
         image = doctor.open_photo(photo)
         _check_square(photo, image)
-        view = _view_of_crop(photo, choices, detector()) if view is None else view
+        view = _view_of_crop(photo, choices, detector(), estimator()) if view is None else view
         square = _whole(image, view.roll if abs(view.roll) > LEVEL else 0.0)
         if square.roll:
             notes.append(f"turned by {math.degrees(square.roll):+.1f} degrees to stand upright")
     else:
-        found = doctor.prepare_photo(photo, detector(), face=choices.face)
+        camera = estimator() if view is None else None
+        found = doctor.prepare_photo(photo, detector(), face=choices.face, camera=camera)
         if not choices.force or found.label is None or found.face is None:
             found.require()
         assert found.label is not None and found.face is not None
@@ -150,8 +157,10 @@ def read_view(path: Path) -> View:
     return view_of_label(numbers)
 
 
-def _view_of_crop(photo: Path, choices: PhotoChoices, detector: FaceDetector) -> View:
-    found = doctor.prepare_photo(photo, detector, face=choices.face)
+def _view_of_crop(
+    photo: Path, choices: PhotoChoices, detector: FaceDetector, estimator: CameraEstimator | None
+) -> View:
+    found = doctor.prepare_photo(photo, detector, face=choices.face, camera=estimator)
     if found.label is None:
         raise UserError(f"{photo}: no face was found, so the camera is not known; give it with --camera")
     return view_of_label(found.label)

@@ -177,6 +177,43 @@ def test_text_alone(model: Path, tmp_path: Path) -> None:
     assert np.array_equal(np.load(tmp_path / "alone" / "an-old-man-3" / "latent.npy"), second)
 
 
+def test_other_codes_to_begin_with(model: Path, tmp_path: Path) -> None:
+    """Without steps they are the result; a folder gives each photo its own; sessions know what they were begun with."""
+    photos = [crop(tmp_path, "a", 1), crop(tmp_path, "b", 2)]
+    succeed("invert_eg3d", model, *photos, *SHORT, "--out", tmp_path / "first")
+    stay = (*SHORT, "--steps", 0, "--tune-steps", 0, "--batch", 2, "--out")
+    succeed("invert_eg3d", model, *photos, *stay, tmp_path / "second", "--start", tmp_path / "first")
+    succeed(
+        "invert_eg3d", model, *photos, *stay, tmp_path / "third", "--start", tmp_path / "first" / "b" / "latent.npy"
+    )
+
+    def latent(run: str, name: str) -> np.ndarray:
+        return np.load(tmp_path / run / name / "latent.npy")
+
+    for name in ("a", "b"):
+        np.testing.assert_array_equal(latent("second", name), latent("first", name))
+        np.testing.assert_array_equal(latent("third", name), latent("first", "b"))
+    assert not np.array_equal(latent("first", "a"), latent("first", "b"))
+    relit = ("relight_facednerf", model, photos[0], "--light", "left", *LIGHT, *stay)
+    succeed(*relit, tmp_path / "relit", "--start", tmp_path / "first" / "a")
+    np.testing.assert_array_equal(latent("relit", "a-left"), latent("first", "a"))
+
+    again = ("invert_eg3d", model, *photos, *stay, tmp_path / "second", "--resume", "--start")
+    assert "(done before)" in succeed(*again, tmp_path / "first").stdout
+    assert "was begun with another start" in refused(*again, tmp_path / "first" / "b")
+    np.save(tmp_path / "two.npy", np.concatenate([latent("first", "a"), latent("first", "b")]))
+    np.save(tmp_path / "other.npy", np.zeros((1, 3, 5), np.float32))
+    (tmp_path / "empty").mkdir()
+    for start, message in (
+        ("two.npy", "holds codes of 2 heads, expected one"),
+        ("other.npy", "does not fit this generator"),
+        ("none", "--start: no codes at"),
+        ("empty", "--start: no codes for a.png in"),
+    ):
+        line = refused("invert_eg3d", model, *photos, *stay, tmp_path / "bad", "--start", tmp_path / start)
+        assert message in line and not (tmp_path / "bad").exists(), line
+
+
 def test_cats(model: Path, tmp_path: Path) -> None:
     """ArcFace knows human faces: its file is not even asked for."""
     options = ("--domain", "cats", "--identity-weight", 1, "--identity", tmp_path / "no.pth", "--out", tmp_path)
@@ -194,6 +231,15 @@ def test_clip_alone(model: Path, clip_folder: Path, tmp_path: Path) -> None:  # 
     assert 0 < first["clip"] < 2 and "text" not in first
     scores = json.loads((session / "metrics.json").read_text())["clip_cosine"]
     assert len(scores) == 5 and all(abs(score) <= 1 for score in scores)
+    stay = ("--steps", 1, "--tune-steps", 0, "--identity-weight", 0, "--sample-factor", 1, "--out")
+    edit = ("edit_facednerf", model, tmp_path / "me.png", "--prompt", "a hat", *SHORT, "--preset", "edit", *stay)
+    losses = {}
+    for kind in ("gelu", "quick_gelu"):
+        succeed(*edit, tmp_path / kind, "--clip", clip_folder, "--clip-activation", kind)
+        losses[kind] = rows(tmp_path / kind / "me-a-hat")[0]["clip"]
+    assert losses["gelu"] != losses["quick_gelu"] and first["clip"] in losses.values()
+    line = refused(*edit, tmp_path / "x", "--demo-diffusion", "--clip-activation", "gelu")
+    assert "but there is no --clip" in line
 
 
 @pytest.mark.parametrize("cut", [2, 4])  # among the codes, and while tuning

@@ -247,6 +247,10 @@ def test_bad_input(volume: Path, full: Path, tmp_path: Path) -> None:
         ((volume, source, *SHORT, "--camera", "5"), "no file 5"),
         ((volume, source, *SHORT, "--camera", "5,x"), "AZIMUTH,ELEVATION in degrees"),
         ((volume, source, *SHORT, "--camera", "95,0"), "within -90..90"),
+        (
+            (volume, source, "--camera-from", "deep3d", "--deep3d-weights", tmp_path / "no.pth", "--device", "cpu"),
+            r"no\.pth",
+        ),
         ((volume, source, *SHORT, "--mask", tmp_path / "no.png"), "--mask: no file"),
         ((volume, source, *SHORT, "--mask", ASTRONAUT), "--mask: nothing for me.png in"),
         ((volume, source, *SHORT, "--mask", source), "me.png: expected a single-channel mask"),
@@ -262,8 +266,6 @@ def test_bad_input(volume: Path, full: Path, tmp_path: Path) -> None:
         ((volume, source, *SHORT, "--steps", 0), "'--steps'"),
         ((volume,), "Missing argument 'PHOTOS"),
     ]
-    import re
-
     for arguments, expected in cases:
         line = refused(*arguments, *out)
         assert re.search(expected, line), (expected, line)

@@ -15,7 +15,9 @@ from PIL import Image
 
 from facelab.cameras.sphere import sphere_camera
 from facelab.data.preprocess import doctor
+from facelab.data.preprocess.cameras import GivenCoefficients
 from facelab.data.preprocess.detectors import FileLandmarks, make_detector
+from facelab.data.preprocess.labels import label_from_coefficients
 from facelab.errors import UserError
 from facelab.inversion.framing import Square, cut_labels, cut_square, upright_square
 from facelab.inversion.photos import PhotoChoices, View, prepare, read_view, view_of_label
@@ -93,6 +95,21 @@ def test_photos_are_cut_upright(tmp_path: Path) -> None:
     assert found.label_map is not None
     rows, columns = np.nonzero(found.label_map == 2)
     assert columns.mean() == pytest.approx(31.5, abs=1.5) and rows.mean() == pytest.approx(row, abs=2.5)
+
+
+def test_cameras_of_an_estimator(tmp_path: Path) -> None:
+    """Deep3DFaceRecon's way in: its camera counts for photos and for crops, but not where the camera is known."""
+    photo, landmarks = drawn(tmp_path, 0.0)
+    given = GivenCoefficients(np.array([0.1, 0.3, 0.0]), np.array([0.0, 0.0, 0.2]))
+    label = label_from_coefficients(given.angle, given.translation)
+    expected = view_of_label(label)
+    for choices in (PhotoChoices(32, force=True), PhotoChoices(32, aligned=True)):
+        found = prepare(photo, choices, lambda: FileLandmarks(landmarks), None, lambda: given)
+        assert (found.view.azimuth, found.view.elevation) == (expected.azimuth, expected.elevation)
+        points = prepare(photo, choices, lambda: FileLandmarks(landmarks))
+        assert abs(points.view.azimuth - expected.azimuth) > 0.05
+    known = PhotoChoices(32, force=True, view=View(0.5, 0.0))
+    assert prepare(photo, known, lambda: FileLandmarks(landmarks), None, never).view.azimuth == 0.5
 
 
 def test_crops_that_lean_are_turned(tmp_path: Path) -> None:

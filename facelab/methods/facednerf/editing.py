@@ -81,6 +81,7 @@ def edit(
     networks: Networks,
     light: Tensor | LightGoal | str | None = None,
     control: Control | None = None,
+    start: Codes | None = None,
 ) -> Edited:
     """Both stages with every loss that the configuration gives a weight.
 
@@ -89,6 +90,7 @@ def edit(
         target: N photos of the model's picture size and their cameras, on any device.
         networks: judges, on the model's device (that of the text may lie on another).
         light: what the side views should be lit by, see :func:`light_goal`.
+        start: codes ``w`` (1 or N, L, W) to begin with; None: the average.
 
     Raises:
         UserError: a loss without its network, pictures of another size, states that do not fit, a step whose loss is not
@@ -97,14 +99,19 @@ def edit(
     """
     goal = light_goal(light, config)
     with saying_what_helps("the networks"):
-        return _run(Course(model, target, config, networks, goal, control))
+        return _run(Course(model, target, config, networks, goal, control), start)
 
 
 def project(
-    model: Model, target: Target, config: FaceDNeRFConfig, networks: Networks, control: Control | None = None
+    model: Model,
+    target: Target,
+    config: FaceDNeRFConfig,
+    networks: Networks,
+    control: Control | None = None,
+    start: Codes | None = None,
 ) -> Edited:
     """The photo as it is: :func:`edit` with the losses of text and light left out."""
-    return edit(model, target, without(config, *SIDE_LOSSES), networks, None, control)
+    return edit(model, target, without(config, *SIDE_LOSSES), networks, None, control, start)
 
 
 def relight(
@@ -114,9 +121,10 @@ def relight(
     networks: Networks,
     light: Tensor | LightGoal | str,
     control: Control | None = None,
+    start: Codes | None = None,
 ) -> Edited:
     """The photo under another light: :func:`edit` without text."""
-    return edit(model, target, without(config, "text", "clip"), networks, light, control)
+    return edit(model, target, without(config, "text", "clip"), networks, light, control, start)
 
 
 def generate(
