@@ -23,6 +23,7 @@ from facelab.nn.stylegan2 import AS_BUILT, FULL, Precision
 from facelab.nn.stylegan2.noise import const_noise, noise_layers
 from facelab.rendering.settings import RenderSettings
 
+FEWEST_SAMPLES = 4  # per ray: what importance samples are drawn from
 MAPPING = "backbone.mapping."  # codes are given, so nothing of a picture depends on it
 
 
@@ -55,8 +56,14 @@ class Model:
         return next(self.generator.parameters()).device
 
     def settings(self, config: FaceDNeRFConfig) -> RenderSettings:
-        """Settings of the renderings during the optimisation."""
+        """Settings of the renderings during the optimisation. UserError for a sample factor that leaves too few samples."""
         r, m = config.render, config.memory
+        samples = round(self.render.samples * r.sample_factor)
+        if samples < FEWEST_SAMPLES:
+            raise UserError(
+                f"render.sample_factor {r.sample_factor:g} leaves {samples} of the model's {self.render.samples} samples "
+                f"per ray, expected at least {FEWEST_SAMPLES}; take {FEWEST_SAMPLES / self.render.samples:.2g} or more"
+            )
         own = self.render.settings(self.generator.config.field.box_side, r.resolution, r.sample_factor)
         own = own.replace(jitter=r.jitter)
         return own if m.max_points is None else own.replace(recompute=True, max_points=m.max_points)

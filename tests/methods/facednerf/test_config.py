@@ -18,6 +18,7 @@ from facelab.methods.facednerf.config import (
     ReferenceConfig,
     meaningless,
 )
+from tests.methods.facednerf.doubles import tiny_model
 
 PRESETS = {c.name: c.path for c in list_curricula("facednerf")}
 
@@ -83,3 +84,12 @@ def test_reference_switches() -> None:
     assert active(DEVIATIONS, theirs.reference) == []
     assert theirs.centre == (1.57, 1.57) and theirs.light_norm == "picture"
     assert all(dataclasses.asdict(theirs.guide().reference).values())
+
+
+def test_too_few_samples_are_refused() -> None:
+    model = tiny_model()
+    with pytest.raises(
+        UserError, match=r"sample_factor 0.5 leaves 2 of the model's 5 samples per ray.*take 0.8 or more"
+    ):
+        model.settings(load_config(FaceDNeRFConfig, overrides=["render.sample_factor=0.5"]))
+    assert model.settings(load_config(FaceDNeRFConfig, overrides=["render.sample_factor=0.8"])).samples_coarse == 4
