@@ -11,10 +11,10 @@ minutes of 1000 + 400 such steps, and the seconds from nothing computed to the f
 Judges: LPIPS on VGG16, ArcFace's IR-SE50, DPR at 512 px, denoiser and encoder of Stable Diffusion 2.1 base's sizes. The
 rendering has 128 x 128 rays of twice the model's samples, as the original asks for.
 
-``plain`` is the same step without what makes ours fast: the plain renderer, planes drawn once for each of the two views, no
-TF32. The original's loop that projects its light is timed alone (``projection``) and then added, in
-``minutes_with_loop``: its numbers do not depend on the rest of a step. That the original also judges the photo anew at
-every step is not in it.
+``plain`` is the same step without what makes ours fast: the plain renderer, planes drawn once for each of the two views,
+styles folded into the weights, no TF32. The original's loop that projects its light is timed alone (``projection``) and
+then added, in ``minutes_with_loop``: its numbers do not depend on the rest of a step. That the original also judges the
+photo anew at every step is not in it.
 
 Times are medians and interquartile ranges by CUDA events after warm-up; ``memory_gib`` is the peak with all networks,
 without the first steps, in which cuDNN tries what fits into free memory (``first_steps_gib``).
@@ -76,10 +76,12 @@ LAMP = "right"
 
 @dataclass(frozen=True)
 class Way:
-    """Settings of a run; ``plain``: see the module; ``diffusion_last``: channels-last networks of the text."""
+    """Settings of a run; ``plain``: see the module; ``folded``: styles folded into weights; ``diffusion_last``:
+    channels-last networks of the text."""
 
     settings: tuple[str, ...] = ()
     plain: bool = False
+    folded: bool = False
     diffusion_last: bool = True
 
 
@@ -91,6 +93,7 @@ WAYS = {
     "low_memory": Way(LOW_MEMORY),
     "samples_1": Way(("render.sample_factor=1",)),
     "bf16+samples_1": Way(("memory.superresolution=bf16", "render.sample_factor=1")),
+    "folded": Way(folded=True),
     "diffusion_nchw": Way(diffusion_last=False),
     "plain": Way(("memory.precision=fp32",), plain=True),
     "plain+tf32": Way(plain=True),
@@ -170,10 +173,21 @@ def make_target(model: Model, config: FaceDNeRFConfig) -> Target:
 # ---------------------------------------------------------------- the plain twin
 
 
-class PlainCourse(Course):
+class FoldedCourse(Course):
+    """The same steps with styles folded into the weights."""
+
+    def _problem(self, generator: Any, target: Target, terms: dict[str, Weighted]) -> Problem:
+        for module in generator.modules():
+            if hasattr(module, "fused_modconv"):
+                module.fused_modconv = True
+        return super()._problem(generator, target, terms)
+
+
+class PlainCourse(FoldedCourse):
     """The same steps by the plain renderer, with planes drawn anew for each view."""
 
     def _problem(self, generator: Any, target: Target, terms: dict[str, Weighted]) -> Problem:
+        super()._problem(generator, target, terms)
         generator.render_volume = functools.partial(plain_volume, generator)
 
         def promise(codes: Codes, noise: Any) -> Scene:
@@ -249,7 +263,7 @@ def make_course(
     model: Model, networks: Networks, config: FaceDNeRFConfig, way: Way, control: Control | None = None
 ) -> Course:
     """At its beginning; the photo is judged here."""
-    kind = PlainCourse if way.plain else Course
+    kind = PlainCourse if way.plain else FoldedCourse if way.folded else Course
     return kind(model, make_target(model, config), config, networks, light_goal(LAMP, config), control)
 
 

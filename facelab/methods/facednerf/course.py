@@ -169,7 +169,7 @@ class Course:
             return schedules.perturbation(step, codes.steps, spread[name], codes.perturbation)
 
         settings = InversionSettings(codes.steps, rate, perturbation=perturbation, keep_best=False)
-        generator = self.model.copy(precision_of(c))
+        generator = self.model.movable(precision_of(c))
         problem = self._problem(generator, self.target, {**self.terms, **noise_weight(c)})
         return Inversion(
             problem,
@@ -241,7 +241,7 @@ class Course:
             terms = dict(self.terms)
         else:
             terms = make_terms(self.model, target, c, self.networks, self._goal_of(photo))
-        generator: Any = self.model.copy(precision_of(c))
+        generator: Any = self.model.movable(precision_of(c))
         if c.weights.locality:
             local = locality_term(self.model, generator, solution.codes, c, self.networks)
             terms["locality"] = Weighted(c.weights.locality, local)

@@ -220,7 +220,7 @@ def _both_stages(course: Course, start: Codes | None) -> Edited:
             del tuning  # and with it Adam's moments
         else:
             generator = course.model.copy()
-        generator.precision = course.model.generator.precision  # type: ignore[attr-defined]
+        generator = course.model.as_it_was(generator)  # type: ignore[arg-type]
         keep_noise(generator, alone.noise)  # type: ignore[arg-type]
         pictures.append(course.front(generator, alone, None))
         losses.append(front_losses(pictures[-1].rgb, course.target[photo], course.config, course.networks))

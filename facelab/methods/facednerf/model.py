@@ -89,6 +89,28 @@ class Model:
         made.precision = precision
         return made
 
+    def movable(self, precision: Precision) -> TriPlaneGenerator:
+        """:meth:`copy` for the optimisation: styles scale the features.
+
+        Folded into the weights, as one picture without gradient has them fastest, the derivative of a style would pass
+        through that of a weight: another convolution in each layer, though the weights stay. Equal up to rounding.
+        """
+        made = self.copy(precision)
+        for module in _modulated(made):
+            module.fused_modconv = False
+        return made
+
+    def as_it_was(self, made: TriPlaneGenerator) -> TriPlaneGenerator:
+        """A copy, in place, computing as the model does."""
+        made.precision = self.generator.precision
+        for module, own in zip(_modulated(made), _modulated(self.generator), strict=True):
+            module.fused_modconv = own.fused_modconv
+        return made
+
+
+def _modulated(generator: torch.nn.Module) -> list[Any]:
+    return [module for module in generator.modules() if hasattr(module, "fused_modconv")]
+
 
 def precision_of(config: FaceDNeRFConfig) -> Precision:
     """How the marked blocks compute (``memory.superresolution``)."""

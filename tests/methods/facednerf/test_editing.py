@@ -15,6 +15,7 @@ from facelab.bases.eg3d.model import TriPlaneGenerator
 from facelab.cameras import Camera
 from facelab.draws import Draws
 from facelab.errors import Interrupted, UserError
+from facelab.generator import Codes
 from facelab.inversion.problem import Target
 from facelab.inversion.session import STATE, TUNING, Session
 from facelab.lighting import preset
@@ -23,6 +24,7 @@ from facelab.methods.facednerf import editing
 from facelab.methods.facednerf.course import CODES, TUNE, Course
 from facelab.methods.facednerf.editing import Control, Edited, Model, Networks, Step, edit, generate, project, relight
 from facelab.methods.facednerf.terms import SideView, side_view
+from facelab.nn.stylegan2 import FULL
 from facelab.nn.stylegan2.noise import const_noise
 from tests.methods.facednerf.doubles import SIDE, FakeText, networks, photos, settings, tiny_model
 
@@ -472,3 +474,19 @@ def test_models_of_other_methods_are_refused() -> None:
         Model.of(Other())
     with pytest.raises(ValueError, match="N cameras"):
         Target(torch.zeros(1, 3, SIDE, SIDE), Camera.cat([MODEL.camera(settings())] * 2))
+
+
+def test_copies_that_move_scale_features_and_results_compute_as_the_model() -> None:
+    """Styles beside the weights in the loop; what comes out folds them again, and both draw the same picture."""
+    model = tiny_model()
+    moving = model.movable(FULL)
+
+    def choices(generator: torch.nn.Module) -> set[object]:
+        return {module.fused_modconv for module in generator.modules() if hasattr(module, "fused_modconv")}
+
+    assert choices(moving) == {False} and choices(model.generator) == {"inference_only"}
+    codes = Codes({"w": torch.randn(1, moving.backbone.num_ws, 12, generator=torch.Generator().manual_seed(0))})
+    torch.testing.assert_close(moving.scene(codes).parts["planes"], model.generator.scene(codes).parts["planes"])
+    found = project(model, photos(model), settings("codes.steps=1", "tune.steps=1"), networks())
+    assert choices(found.generators[0]) == {"inference_only"}
+    assert found.generators[0].precision == model.generator.precision
