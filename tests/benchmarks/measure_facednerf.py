@@ -16,6 +16,7 @@ Every number comes with its count; a run with few ``--steps`` says so in ``about
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import resource
 import time
@@ -63,6 +64,9 @@ DPR = "dpr"  # its entry of networks/manifest.yaml
 JUDGES = (DPR, "reader")
 PROMPT = "a person with glasses"
 TEXT_WEIGHT = 1.0  # Adam's steps do not depend on it
+Cells = list[
+    tuple[str, Tensor, Tensor]
+]  # of one head: name, what was found, from the front or all around, and beside it
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,13 @@ class Study:
             a, b = (net(p.to(self.model.device)).float() for p in (first, second))
         return float(torch.nn.functional.cosine_similarity(a, b).mean())
 
+    def keep(self, name: str, shown: Sequence[Cells], draw: Callable[[int, Cells], Tensor]) -> None:
+        """Write the sheets as far as they are."""
+        if self.sheets is not None:
+            self.sheets.mkdir(parents=True, exist_ok=True)
+            for index, cells in zip(self.indices, shown, strict=True):
+                pic.save_png(self.sheets / f"{name}_{index:03d}.png", draw(index, cells))
+
 
 @contextmanager
 def taken(device: torch.device) -> Iterator[dict[str, Any]]:
@@ -189,16 +200,17 @@ def seen(study: Study, edited: Edited, target: Target) -> Iterator[tuple[Tensor,
         yield study.render(generator, codes, camera), study.render(generator, codes, study.fan)
 
 
-def inversion(study: Study, presets: Sequence[str]) -> list[list[tuple[str, Tensor, Tensor]]]:
-    """One row for each preset, and one for the average head; what was seen of each head by preset."""
+def inversion(study: Study, presets: Sequence[str]) -> None:
+    """One row for each preset, and one for the average head."""
     target = study.target()
-    shown: list[list[tuple[str, Tensor, Tensor]]] = [[] for _ in study.indices]
+    shown: list[Cells] = [[] for _ in study.indices]
 
     def note(name: str, pictures: Sequence[tuple[Tensor, Tensor]], about: dict[str, Any]) -> None:
         heads = [compared(study, *pair, index) for pair, index in zip(pictures, study.indices, strict=True)]
         for cells, pair in zip(shown, pictures, strict=True):
             cells.append((name, *pair))
         each = [{"head": index, **head} for index, head in zip(study.indices, heads, strict=True)]
+        study.keep("inverted", shown, functools.partial(inversion_sheet, study))
         study.report.add(
             {"part": "inversion", "by": name, "heads": len(heads), **pooled(heads), **about, "of_heads": each}
         )
@@ -216,7 +228,6 @@ def inversion(study: Study, presets: Sequence[str]) -> list[list[tuple[str, Tens
         with taken(study.model.device) as cost:
             edited = editing.project(study.model, target, config, study.networks)
         note(preset, list(seen(study, edited, target)), {"steps": edited.steps, **cost})
-    return shown
 
 
 # ---------------------------------------------------------------- light
@@ -242,13 +253,13 @@ def light_of(study: Study, pictures: Tensor, truth: Views, light: Tensor) -> dic
     }
 
 
-def relighting(study: Study, lights: Sequence[str]) -> list[list[tuple[str, Tensor, Tensor]]]:
-    """One row for each light; what was seen of each head by light, None where nothing was."""
+def relighting(study: Study, lights: Sequence[str]) -> None:
+    """One row for each light."""
     target = study.target()
     config = study.config("relight")
     plain = editing.project(study.model, target, config, study.networks)
     before = [fan for _, fan in seen(study, plain, target)]
-    shown: list[list[tuple[str, Tensor, Tensor]]] = [
+    shown: list[Cells] = [
         [("before", fan, study.faces.views(index, study.fan).picture)]
         for fan, index in zip(before, study.indices, strict=True)
     ]
@@ -266,16 +277,16 @@ def relighting(study: Study, lights: Sequence[str]) -> list[list[tuple[str, Tens
             }
             figures["truth"].pop("psnr_to_truth")  # of a picture to itself
             same = study.identity(fan, before[k])
-            rows.append({**figures, "photo_before_and_after": kept, **({} if same is None else {"identity": same})})
+            rows.append({**figures, "photo": kept, **({} if same is None else {"identity": same})})
             shown[k].append((f"{name}, {judge}", fan, truths[k].picture))
         each = [{"head": index, **row} for index, row in zip(study.indices, rows, strict=True)]
+        study.keep("relit", shown, light_sheet)
         study.report.add(
             {
                 "part": "relighting", "judge": judge, "light": name, "heads": len(rows), "views": len(study.fan), **pooled(rows),
                 "steps": edited.steps, **cost, "of_heads": each,
             }
         )  # fmt: skip
-    return shown
 
 
 # ---------------------------------------------------------------- text
@@ -323,7 +334,7 @@ def text(study: Study) -> None:
 # ---------------------------------------------------------------- sheets
 
 
-def inversion_sheet(study: Study, index: int, cells: Sequence[tuple[str, Tensor, Tensor]]) -> Tensor:
+def inversion_sheet(study: Study, index: int, cells: Cells) -> Tensor:
     """The photo's camera in front, then the fan: the truth above, what each preset found below."""
     true = study.faces.views(index, study.fan).picture
     rows = [("truth", study.faces.target(index).picture, true), *cells]
@@ -333,7 +344,7 @@ def inversion_sheet(study: Study, index: int, cells: Sequence[tuple[str, Tensor,
     return pic.contact_sheet(pic.to_uint8(pictures), captions, 1 + len(names), f"head {index}: inverted")
 
 
-def light_sheet(index: int, cells: Sequence[tuple[str, Tensor, Tensor]]) -> Tensor:
+def light_sheet(index: int, cells: Cells) -> Tensor:
     """For each light a ball under it, then left, front, right: what came out beside the true head under that light."""
     chosen = (0, len(VIEW_YAWS) // 2, len(VIEW_YAWS) - 1)
     pictures, captions = [], []
@@ -372,15 +383,6 @@ def _chosen(given: str, known: Sequence[str], what: str) -> list[str]:
     if not names:
         raise UserError(f"no {what} chosen, expected some of {', '.join(known)}")
     return names
-
-
-def _with_sheets(
-    study: Study, name: str, draw: Callable[[int, Any], Tensor], shown: Sequence[Sequence[tuple[str, Tensor, Tensor]]]
-) -> None:
-    if study.sheets is not None:
-        study.sheets.mkdir(parents=True, exist_ok=True)
-        for index, cells in zip(study.indices, shown, strict=True):
-            pic.save_png(study.sheets / f"{name}_{index:03d}.png", draw(index, cells))
 
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -447,9 +449,9 @@ def main(
         made, faces, indices, networks, fan, settings, face.settings(), steps, tune_steps, lit_by, report, sheets
     )
     if "inversion" in wanted:
-        _with_sheets(study, "inverted", lambda i, cells: inversion_sheet(study, i, cells), inversion(study, known))
+        inversion(study, known)
     if "relighting" in wanted:
-        _with_sheets(study, "relit", light_sheet, relighting(study, names))
+        relighting(study, names)
     if "text" in wanted:
         text(study)
 
