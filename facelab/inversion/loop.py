@@ -144,7 +144,7 @@ class Stage:
         for group in self.optimizer.param_groups:
             group["lr"] = rate(group["kind"])
             for value in group["params"]:
-                value.grad = torch.zeros_like(value) if value.grad is None else value.grad
+                value.grad = torch.zeros_like(value) if value.grad is None else _laid_out(value.grad, value)
                 gradients.append(value.grad)
         largest = torch.nn.utils.get_total_norm([total.detach(), *gradients], torch.inf)  # NaN where any is
         self.guard.record(self.step, torch.isfinite(largest), parts)
@@ -190,8 +190,8 @@ class Stage:
             value.copy_(read["value"])
             self.optimizer.state[value] = {
                 "step": torch.tensor(float(step), dtype=torch.float32, device=value.device),
-                "exp_avg": read["first"].clone(),
-                "exp_avg_sq": read["second"].clone(),
+                "exp_avg": torch.empty_like(value).copy_(read["first"]),
+                "exp_avg_sq": torch.empty_like(value).copy_(read["second"]),
             }
         self.step = step
 
@@ -369,6 +369,11 @@ def _constant(rate: float, step: int) -> float:
 
 def _named(variables: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in variables.items() if name.startswith(prefix)}
+
+
+def _laid_out(gradient: Tensor, value: Tensor) -> Tensor:
+    """In the memory order of ``value``, which fused kernels ask for even where a side is 1."""
+    return gradient if gradient.stride() == value.stride() else torch.empty_like(value).copy_(gradient)
 
 
 def _where(choice: Tensor, first: Tensor, second: Tensor) -> Tensor:

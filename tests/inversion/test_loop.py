@@ -13,7 +13,14 @@ from torch import Tensor
 from facelab.cameras.sphere import sphere_camera
 from facelab.draws import Draws
 from facelab.errors import UserError
-from facelab.inversion.loop import Inversion, InversionSettings, NotFiniteError, advance_until, constant_rate
+from facelab.inversion.loop import (
+    Inversion,
+    InversionSettings,
+    NotFiniteError,
+    _laid_out,
+    advance_until,
+    constant_rate,
+)
 from facelab.inversion.noise import noise_correlation, noise_correlations, normalise_noise
 from facelab.inversion.problem import Moment
 from facelab.inversion.schedules import perturbation, ramped_rate
@@ -257,3 +264,12 @@ def test_noise_maps_of_all_sizes_together_as_one_by_one() -> None:
         noise_correlations([torch.zeros(4, 4)])
     with pytest.raises(ValueError, match="no noise maps"):
         noise_correlations([])
+
+
+def test_gradients_are_laid_out_as_what_they_move() -> None:
+    """A 1x1 weight's gradient may come with another order of its sides of 1, which fused kernels refuse."""
+    weight = torch.zeros(4, 3, 1, 1)
+    gradient = torch.arange(12.0).as_strided((4, 3, 1, 1), (3, 1, 3, 3))
+    found = _laid_out(gradient, weight)
+    assert found.stride() == weight.stride() and torch.equal(found, gradient)
+    assert _laid_out(found, weight) is found
