@@ -98,6 +98,7 @@ WAYS = {
     "plain": Way(("memory.precision=fp32",), plain=True),
     "plain+tf32": Way(plain=True),
 }
+USUAL = ("tf32", "fp32", "bf16", "low_memory", "samples_1", "plain")  # the others run when named
 
 
 @dataclass(frozen=True)
@@ -389,12 +390,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--tasks", help=f"comma-separated, of {', '.join(TASKS)}")
-    parser.add_argument("--ways", help=f"comma-separated, of {', '.join(WAYS)}")
+    parser.add_argument("--ways", help=f"comma-separated, of {', '.join(WAYS)} [{','.join(USUAL)}]")
     parser.add_argument("--repeats", type=int, help=f"counted steps of a stage [{Sizes.repeats}]")
     parser.add_argument("--tiny", action="store_true", help="tiny networks on the CPU, to test this program")
     options = parser.parse_args(arguments)
     tasks = chosen(options.tasks, list(TASKS), list(TASKS), parser)
-    ways = chosen(options.ways, list(WAYS), list(WAYS), parser)
+    ways = chosen(options.ways, list(WAYS), USUAL, parser)
     if not options.tiny and not torch.cuda.is_available():
         print("bench_facednerf: no CUDA GPU, nothing to measure; --tiny tests the program on the CPU")
         return 0

@@ -110,6 +110,7 @@ def test_full_size_is_that_of_the_published_networks() -> None:
     config = bench.Sizes().model.config().stages[-1]
     assert (config.model.resolution, config.model.plane_resolution, config.render.samples) == (512, 256, 48)
     assert FULL_UNET["block_out_channels"] == (320, 640, 1280, 1280) and FULL_VAE["sample_size"] == 512
+    assert set(bench.USUAL) < set(bench.WAYS)
     for task in bench.TASKS:
         for way in bench.WAYS.values():
             made = bench.settings_of(task, way, bench.Sizes())
