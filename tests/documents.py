@@ -45,10 +45,10 @@ def options_of(*commands: click.Command) -> set[str]:
     return {option for p in parameters for option in (*p.opts, *p.secondary_opts)}
 
 
-def shown_commands(path: Path) -> list[tuple[str, list[str]]]:
-    """(script, its words) of every ``scripts/<script>.py ...`` in a document."""
+def shown_commands(path: Path, folder: str = "scripts") -> list[tuple[str, list[str]]]:
+    """(script, its words) of every ``<folder>/<script>.py ...`` in a document."""
     code = re.sub(r"\\\n\s*", " ", path.read_text(encoding="utf-8"))
-    lines = re.findall(r"scripts/(\w+)\.py((?: [^\n`&|]*)?)", code)
+    lines = re.findall(rf"\b{folder}/(\w+)\.py((?: [^\n`&|]*)?)", code)
     return [(script, shlex.split(words.replace("'", ""), comments=True)) for script, words in lines]
 
 

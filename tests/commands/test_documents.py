@@ -77,6 +77,15 @@ def test_commands_in_documents_have_these_options(document: Path) -> None:
     assert not wrong, f"{document.name} shows what the commands do not know: {sorted(wrong)}"
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.stem)
+def test_measurements_in_documents_can_be_repeated(document: Path) -> None:
+    """Programs of tests/benchmarks that are named are there, and name the options that are shown."""
+    for program, words in shown_commands(document, "tests/benchmarks"):
+        source = (CHECKOUT / "tests" / "benchmarks" / f"{program}.py").read_text(encoding="utf-8")
+        unknown = [w for w in words if re.match(r"--\w", w) and f'"{w}"' not in source]
+        assert not unknown, f"{program} does not know {unknown}"
+
+
 def test_the_readme_shows_every_command() -> None:
     """A command of its own for each script that is no helper of the project itself."""
     shown = {script for script, _ in shown_commands(CHECKOUT / "README.md")}
