@@ -149,6 +149,8 @@ def taken(device: torch.device) -> Iterator[dict[str, Any]]:
         torch.cuda.reset_peak_memory_stats(device)
     begin = time.perf_counter()
     yield found
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     found["seconds"] = time.perf_counter() - begin
     if device.type == "cuda":
         found |= {"gigabytes": torch.cuda.max_memory_allocated(device) / 2**30, "gigabytes_of": "GPU"}
