@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from facelab.draws import map_tensors
+
 WARMUP_CALLS = 3  # compile kernels, let cuDNN choose its algorithms
 
 
@@ -28,17 +30,7 @@ def tensors_of(value: Any) -> Iterator[Tensor]:
 
 def with_tensors(value: Any, tensors: Iterator[Tensor]) -> Any:
     """The same nest with other tensors, taken from an iterator in the order of :func:`tensors_of`."""
-    if isinstance(value, Tensor):
-        return next(tensors)
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(with_tensors(part, tensors) for part in value))
-    if isinstance(value, (tuple, list)):
-        return type(value)(with_tensors(part, tensors) for part in value)
-    if isinstance(value, Mapping):
-        return {key: with_tensors(part, tensors) for key, part in value.items()}
-    if _is_record(value):
-        return dataclasses.replace(value, **{key: with_tensors(part, tensors) for key, part in _parts(value)})
-    return value
+    return map_tensors(lambda _: next(tensors), value)
 
 
 def signature(value: Any) -> Hashable:
