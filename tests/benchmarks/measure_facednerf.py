@@ -316,7 +316,7 @@ def text(study: Study) -> None:
         made = editing.generate(study.model, config, networks, control=control, random_start=False)
     course = Course(study.model, study.target()[0], study.config(PRESETS[0]), study.networks)
     start, camera = course.statistics.average.to(device), study.model.camera(config)
-    moved = (made.codes.values["w"].to(device) - start.values["w"]).float().square().mean().sqrt()
+    moved = (made.codes.values["w"].to(device) - start.values["w"]).float().square().sum(-1).mean().sqrt()
     pictures = [
         study.render(generator, codes, camera)
         for generator, codes in ((study.model.copy(), start), (study.model.copy(), made.codes), (made.generators[0], made.codes))
@@ -324,7 +324,7 @@ def text(study: Study) -> None:
     row = {
         "part": "text",
         "diffusion": parts.source,
-        "codes_moved_rms": float(moved),
+        "codes_moved": float(moved),
         "codes_moved_deviations": float(moved) / course.statistics.deviation["w"],
         "picture_moved_by_codes": float((pictures[1] - pictures[0]).abs().mean()),
         "picture_moved_by_tuning": float((pictures[2] - pictures[1]).abs().mean()),

@@ -117,7 +117,7 @@ def test_relighting(written: tuple[dict[str, Any], Path]) -> None:
 
 def test_text_moves_codes_and_pictures(written: tuple[dict[str, Any], Path]) -> None:
     (row,) = (row for row in written[0]["rows"] if row["part"] == "text")
-    assert row["codes_moved_rms"] > 0 and row["picture_moved_by_codes"] > 0 and row["picture_moved_by_tuning"] > 0
+    assert row["codes_moved"] > 0 and row["picture_moved_by_codes"] > 0 and row["picture_moved_by_tuning"] > 0
     assert [len(row["losses"][stage]) for stage in ("codes", "tune")] == [2, 2]
 
 
