@@ -8,6 +8,7 @@ Triton decides at import.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -327,4 +328,5 @@ def test_kernel_in_the_interpreter() -> None:
     summary = done.stdout.strip().splitlines()[-1]
     if "interpreter.py" in done.stdout and "only 0-dimensional arrays can be converted" in done.stdout:
         pytest.skip("this version of Triton interprets no loops with NumPy 2.4 or newer")
-    assert done.returncode == 0 and "28 passed, 4 skipped" in summary, done.stdout[-3000:]
+    passed = re.search(r"(\d+) passed", summary)
+    assert done.returncode == 0 and passed is not None and int(passed[1]) > 20, done.stdout[-3000:]
