@@ -39,7 +39,6 @@ import functools
 import math
 import statistics
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -54,6 +53,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import eg3d_renderer
 from measuring import Report, Row, chosen, spread, timed, versions
+from short_runs import readings_of
 
 from facelab.bases.eg3d.config import Eg3dConfig
 from facelab.bases.eg3d.model import TriPlaneGeneratorConfig
@@ -66,8 +66,6 @@ from facelab.draws import Draws
 from facelab.generator import sample_latents
 from facelab.inference.fast import PRESETS, FastGenerator, accelerate, measure_error
 from facelab.nn.stylegan2.precision import Precision
-from facelab.training.distributed import Distributed
-from facelab.training.loop import Callback, Trainer
 from facelab.training.precision import device_switches
 from facelab.training.protocol import TrainStage
 
@@ -279,23 +277,6 @@ class Measured(Eg3d):
         return [TrainStage("main", tuple(kind(self, config).phases()))]
 
 
-class Unsaved(Trainer):
-    """A run that leaves no checkpoint."""
-
-    def save(self) -> Path:
-        return self.run_dir
-
-
-class Readings(Callback):
-    """Keeps what each line of the log says."""
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, float]] = []
-
-    def on_log(self, trainer: Trainer, metrics: dict[str, float]) -> None:
-        self.rows.append(dict(metrics))
-
-
 def run_variant(variant: Variant, rays: int, sizes: Sizes, device: torch.device) -> list[dict[str, float]]:
     """What every step of a short run said."""
     batch = sizes.train_batch
@@ -315,11 +296,7 @@ def run_variant(variant: Variant, rays: int, sizes: Sizes, device: torch.device)
         "log.samples_every=0",
         "log.progress=false",
     ]
-    readings = Readings()
-    with tempfile.TemporaryDirectory() as folder:
-        method = Measured(variant, on_cpu=device.type == "cpu")
-        Unsaved(method, sizes.config(*overrides), folder, Distributed(device=device), [readings]).run()
-    return readings.rows
+    return readings_of(Measured(variant, on_cpu=device.type == "cpu"), sizes.config(*overrides), device)
 
 
 def summary(rows: Sequence[dict[str, float]], first: int, batch: int) -> dict[str, Any]:

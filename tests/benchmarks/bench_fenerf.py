@@ -16,17 +16,15 @@ import argparse
 import json
 import statistics
 import subprocess
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from short_runs import readings_of
 
 from facelab.config import load_staged, resolve_curriculum
 from facelab.methods import load_method
-from facelab.training.distributed import Distributed
-from facelab.training.loop import Callback, Trainer
 
 ORIGINAL = {
     "step": {32: (337.0, 6.2), 64: (1456.0, 42.9), 128: (2573.0, 84.9)},  # px: (ms, GiB)
@@ -47,16 +45,6 @@ MODES = {
 WINDOW = 5  # steps between two readings
 
 
-class Readings(Callback):
-    """Keeps what each line of the log says."""
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, float]] = []
-
-    def on_log(self, trainer: Trainer, metrics: dict[str, float]) -> None:
-        self.rows.append(dict(metrics))
-
-
 def bench_step(size: int, mode: str, steps: int, device: str) -> dict[str, Any]:
     """Median milliseconds and peak GiB of a full training step."""
     batch, chunk = BATCHES[size]
@@ -74,17 +62,14 @@ def bench_step(size: int, mode: str, steps: int, device: str) -> dict[str, Any]:
     ]
     method = load_method("fenerf")
     staged = load_staged(method.config_type, [resolve_curriculum("fenerf", "celebamask_hq_128")], overrides)
-    readings = Readings()
-    with tempfile.TemporaryDirectory() as folder:
-        distributed = Distributed(device=torch.device(device))
-        Trainer(method, staged, folder, distributed, [readings]).run()
-    rows = readings.rows[2:] or readings.rows[-1:]  # the first windows compile and warm up
+    found = readings_of(method, staged, torch.device(device))
+    rows = found[2:] or found[-1:]  # the first windows compile and warm up
     times = sorted(1e3 * row["seconds_per_step"] for row in rows)
     quartiles = statistics.quantiles(times, n=4) if len(times) > 1 else [times[0]] * 3
     phases = {k: 1e3 * statistics.median(r[k] for r in rows) for k in rows[-1] if k.startswith("seconds/")}
     original_ms, original_gib = ORIGINAL["step"][size]
     median = statistics.median(times)
-    memory = max(row.get("memory_gib", 0.0) for row in readings.rows)
+    memory, first_memory = (max(row.get("memory_gib", 0.0) for row in part) for part in (rows, found[:2]))
     return {
         "case": f"step_{size}px_batch{batch}",
         "mode": mode,
@@ -94,6 +79,7 @@ def bench_step(size: int, mode: str, steps: int, device: str) -> dict[str, Any]:
         "windows": len(times),
         "steps_per_window": WINDOW,
         "memory_gib": memory,
+        "first_steps_gib": first_memory,
         "phases_ms": phases,
         "images_per_second": 1e3 * batch / median,
         "original_milliseconds": original_ms,

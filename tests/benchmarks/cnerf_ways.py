@@ -7,7 +7,6 @@ import functools
 import math
 import statistics
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from measuring import spread
+from short_runs import readings_of
 
 from facelab.cameras.camera import Camera
 from facelab.cameras.sphere import sphere_camera
@@ -33,8 +33,6 @@ from facelab.methods.cnerf.model import CNerfGenerator
 from facelab.methods.cnerf.training import Cnerf
 from facelab.methods.cnerf.volume_stage import VolumeStage
 from facelab.rendering.sdf import SdfOptions
-from facelab.training.distributed import Distributed
-from facelab.training.loop import Callback, Trainer
 from facelab.training.protocol import TrainStage
 
 PHASES = ("d_global", "d_region", "g")
@@ -217,23 +215,6 @@ class MeasuredStage(VolumeStage):
         return super().render(ctx, draws, options)
 
 
-class Unsaved(Trainer):
-    """A run that leaves no checkpoint."""
-
-    def save(self) -> Path:
-        return self.run_dir
-
-
-class Readings(Callback):
-    """Keeps what each line of the log says."""
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, float]] = []
-
-    def on_log(self, trainer: Trainer, metrics: dict[str, float]) -> None:
-        self.rows.append(dict(metrics))
-
-
 def run_variant(variant: Variant, batch: int, sizes: Sizes, device: torch.device) -> list[dict[str, float]]:
     """What every step of a short run said."""
     overrides = [
@@ -251,11 +232,7 @@ def run_variant(variant: Variant, batch: int, sizes: Sizes, device: torch.device
         "log.samples_every=0",
         "log.progress=false",
     ]
-    readings = Readings()
-    with tempfile.TemporaryDirectory() as folder:
-        config = sizes.config(*overrides)
-        Unsaved(Measured(variant), config, folder, Distributed(device=device), [readings]).run()
-    return readings.rows
+    return readings_of(Measured(variant), sizes.config(*overrides), device)
 
 
 def summary(rows: Sequence[dict[str, float]], first: int) -> dict[str, Any]:
