@@ -17,11 +17,8 @@ from facelab.data.labels import CLASSES, FLIP_TABLE, PALETTE
 from tests.conftest import CHECKOUT
 from tests.test_dependencies import LAYERS
 
-DOCUMENTS = sorted(
-    path
-    for path in CHECKOUT.rglob("*.md")
-    if not {".venv", "runs", "build", "carry"} & set(path.relative_to(CHECKOUT).parts)
-)
+FOLDERS = ("configs", "cuda_ops", "docs", "facelab", "networks", "scripts", "test_data", "tests")
+DOCUMENTS = sorted([*CHECKOUT.glob("*.md"), *(path for name in FOLDERS for path in (CHECKOUT / name).rglob("*.md"))])
 
 
 def table(text: str) -> list[list[str]]:
