@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cuda_ops import reference_filters as reference
 from cuda_ops.activation import bias_act
-from cuda_ops.conv import conv2d, conv_transpose2d
+from cuda_ops.convolution_derivatives import conv2d, conv_transpose2d
 from cuda_ops.filters import upfirdn2d
 from cuda_ops.reference_filters import Padding
 

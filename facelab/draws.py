@@ -8,40 +8,17 @@ cases replay recorded numbers with :class:`TapeDraws`.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from facelab.tensors import map_tensors, moved
+
 T = TypeVar("T")
-
-
-def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """A copy of ``value`` with the function applied to every tensor inside tuples, lists, mappings and dataclasses."""
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(map_tensors(function, item) for item in value))
-    if isinstance(value, (tuple, list)):
-        return type(value)(map_tensors(function, item) for item in value)
-    if isinstance(value, Mapping):
-        return {key: map_tensors(function, item) for key, item in value.items()}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = [f.name for f in dataclasses.fields(value) if f.init]
-        return replace(value, **{name: map_tensors(function, getattr(value, name)) for name in fields})
-    return value
-
-
-def moved(value: Tensor, device: torch.device | str) -> Tensor:
-    """``value`` on ``device`` without waiting for the work queued there (a plain ``.to`` would)."""
-    target = torch.device(device)
-    if target.type != "cuda" or value.device.type == "cuda":
-        return value.to(target)
-    return value.pin_memory().to(target, non_blocking=True)
 
 
 @dataclass(frozen=True)

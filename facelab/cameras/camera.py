@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from facelab.constants import constant
+from facelab.tensors import constant
 
 Angles = Tensor | float | Sequence[float]
 

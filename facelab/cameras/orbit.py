@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from facelab.cameras.camera import POLE_MARGIN, Camera
-from facelab.constants import constant
 from facelab.draws import Draws
+from facelab.tensors import constant
 
 FOCAL = 2985.29 / 700  # of the FFHQ and AFHQ crops, divided by the image side
 ORIGINAL_PI = 3.14159  # both constants are those of the original's conversion of a diagonal field of view

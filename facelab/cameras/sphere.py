@@ -16,9 +16,9 @@ from torch import Tensor
 
 from facelab.cameras.camera import Angles, Camera, intrinsics_from_fov, opengl_to_opencv
 from facelab.cameras.pose_sampling import Conditions
-from facelab.constants import constant
 from facelab.draws import Draws
 from facelab.errors import UserError
+from facelab.tensors import constant
 
 FOV = 12.0  # degrees, full
 NORM_EPS = 1e-5

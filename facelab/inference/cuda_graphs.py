@@ -14,18 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from facelab.draws import map_tensors
+from facelab.tensors import map_tensors, tensors_of
 
 WARMUP_CALLS = 3  # compile kernels, let cuDNN choose its algorithms
-
-
-def tensors_of(value: Any) -> Iterator[Tensor]:
-    """Every tensor in a nest of dataclasses, mappings, tuples and lists, in a fixed order."""
-    if isinstance(value, Tensor):
-        yield value
-    else:
-        for _, part in _parts(value):
-            yield from tensors_of(part)
 
 
 def with_tensors(value: Any, tensors: Iterator[Tensor]) -> Any:
@@ -78,7 +69,7 @@ class CapturedCall:
     """
 
     def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
-        device = next(tensors_of(arguments)).device
+        device = tensors_of(arguments)[0].device
         self._inputs = with_tensors(arguments, (x.detach().clone() for x in tensors_of(arguments)))
         self.graph = torch.cuda.CUDAGraph()
         with torch.no_grad(), torch.cuda.device(device):

@@ -6,9 +6,9 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from facelab.constants import constant
 from facelab.losses.identity import embedding_distance
 from facelab.nn.pretrained.clip import DEVIATION, MEAN, ClipVision
+from facelab.tensors import constant
 
 
 class ClipSimilarity:

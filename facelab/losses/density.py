@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from facelab.constants import constant
 from facelab.losses.adversarial import at_least_float32
+from facelab.tensors import constant
 
 Density = Callable[[Tensor], Tensor]
 

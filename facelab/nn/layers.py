@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cuda_ops.conv import conv2d
+from cuda_ops.convolution_derivatives import conv2d
 from facelab.nn.init import uniform_
 
 Initialisation = Literal["default", "kaiming"]

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from facelab.cameras.rays import Rays
-from facelab.constants import constant
 from facelab.draws import Draws
 from facelab.fields.output import BoundField, FieldOutput
 from facelab.rendering.integrators import PointAlphaIntegrator
 from facelab.rendering.settings import RenderSettings
+from facelab.tensors import constant
 
 PDF_EPS = 1e-5
 

@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from facelab.draws import Draws, map_tensors, moved
+from facelab.draws import Draws
+from facelab.tensors import map_tensors, moved, tensors_of
 from facelab.training.phases import PhaseContext, SharedResults, Sums
 from facelab.training.schedule import Progress
 
@@ -94,6 +95,12 @@ class Recording:
         for _, make, stored in self.inputs:
             copy_tensors(stored, make(context))
 
+    def forget_results(self) -> None:
+        """Before the phase runs once more: what was logged and made is that of the new run."""
+        self.logged.clear()
+        self.counted.clear()
+        self.made.clear()
+
     def deliver(self, context: PhaseContext) -> None:
         """What was logged and made, after the run."""
         for name, value, weight in self.logged:
@@ -107,23 +114,12 @@ class Recording:
 @torch.no_grad()
 def copy_tensors(target: Any, source: Any) -> None:
     """The tensors of one value into those of another that was made in the same way."""
-    into, come = _tensors(target), _tensors(source)
+    into, come = tensors_of(target), tensors_of(source)
     if [t.shape for t in into] != [t.shape for t in come]:
         raise Ungraphable(f"shapes change: {[tuple(t.shape) for t in into]} to {[tuple(t.shape) for t in come]}")
     for old, new in zip(into, come, strict=True):
         if old.data_ptr() != new.data_ptr():
             old.copy_(new if new.device == old.device else moved(new, old.device))
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    found: list[Tensor] = []
-
-    def keep(tensor: Tensor) -> Tensor:
-        found.append(tensor)
-        return tensor
-
-    map_tensors(keep, value)
-    return found
 
 
 # ---------------------------------------------------------------- the doors
@@ -333,7 +329,7 @@ class PhaseGraphs:
         elif entry.graph is None:
             self._make(key, entry, context, work)
         else:
-            self._play(entry, context)
+            self._play(key, entry, context, work)
 
     def _record(self, key: Hashable, entries: list[Entry], entry: Entry | None, context: Any, work: Work) -> None:
         recording = Recording(real=context.real if context.real is None else map_tensors(torch.clone, context.real))
@@ -351,19 +347,17 @@ class PhaseGraphs:
     def _make(self, key: Hashable, entry: Entry, context: PhaseContext, work: Work) -> None:
         """Turn the latest recording into a graph, and play it."""
         recording = entry.recording
-        recording.refill(context)
-        recording.logged.clear()
-        recording.counted.clear()
-        recording.made.clear()
-        playing = taped(context, recording, playing=True)
+        recording.forget_results()
         try:
-            entry.graph = self._captured(playing, work) if self._capture else Again(recording, work)
+            entry.graph = (
+                self._captured(taped(context, recording, True), work) if self._capture else Again(recording, work)
+            )
         except (Ungraphable, RuntimeError) as problem:
             self._pool = None  # a capture that broke off leaves its pool unusable
             self._refuse(key, f"met: {problem}".splitlines()[0])
             work(context)
             return
-        self._play(entry, context)
+        self._play(key, entry, context, work)
 
     def _captured(self, playing: PhaseContext, work: Work) -> Any:
         torch.cuda.synchronize(playing.device)
@@ -373,8 +367,13 @@ class PhaseGraphs:
             work(playing)
         return graph
 
-    def _play(self, entry: Entry, context: PhaseContext) -> None:
-        entry.recording.refill(context)
+    def _play(self, key: Hashable, entry: Entry, context: PhaseContext, work: Work) -> None:
+        try:
+            entry.recording.refill(context)
+        except Ungraphable as problem:  # nothing has run yet
+            self._refuse(key, f"met: {problem}")
+            work(context)
+            return
         if isinstance(entry.graph, Again):
             entry.graph.replay(context)
         else:
@@ -398,8 +397,7 @@ class Again:
 
     def replay(self, context: PhaseContext) -> None:
         """Run it; ``context`` is only where the phase finds its networks."""
-        for kept in (self.recording.logged, self.recording.counted, self.recording.made):
-            kept.clear()
+        self.recording.forget_results()
         with NoTraffic():
             self.work(taped(replace(context), self.recording, playing=True))
 
@@ -411,5 +409,5 @@ class NoTraffic(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in self.COMING and not (args and isinstance(args[0], Tensor)):
-            raise Ungraphable(f"makes a tensor of numbers in {func.__name__}; use facelab.constants.constant")
+            raise Ungraphable(f"makes a tensor of numbers in {func.__name__}; use facelab.tensors.constant")
         return func(*args, **(kwargs or {}))

@@ -11,7 +11,8 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from facelab.draws import Draws, map_tensors, moved
+from facelab.draws import Draws
+from facelab.tensors import map_tensors, moved
 from facelab.training.schedule import Progress
 
 Losses = Iterator[tuple[str, Tensor]]
@@ -156,10 +157,6 @@ class PhaseContext:
         """The loss scale, a scalar tensor (1 unless fp16): R1 differentiates ``logits.sum() * scale`` outside
         autocast and divides the gradient by it, so that half-precision gradients do not vanish."""
         return self._scale
-
-    def to_device(self, value: Tensor) -> Tensor:
-        """A tensor on the device, without waiting for the work queued there; what draws made goes through ``host``."""
-        return moved(value, self.device)
 
     def host(self, make: Callable[[Draws], T], draws: Draws | None = None) -> T:
         """Tensors computed of draws on the CPU, on the device; see :meth:`facelab.draws.Draws.host`."""

@@ -22,10 +22,11 @@ from facelab.errors import UserError
 from facelab.fields.triplane import TriplaneConfig
 from facelab.generator import Codes, GeneratorOutput, Scene, sample_latents
 from facelab.inference import fast as module
-from facelab.inference.cuda_graphs import signature, tensors_of, with_tensors
+from facelab.inference.cuda_graphs import signature, with_tensors
 from facelab.inference.fast import PRESETS, FastGenerator, PictureError, accelerate, measure_error
 from facelab.nn.stylegan2 import AS_BUILT
 from facelab.nn.stylegan2.precision import FULL
+from facelab.tensors import tensors_of
 
 TINY = TriPlaneGeneratorConfig(
     field=TriplaneConfig(channels=16, hidden=16, features=16),

@@ -145,7 +145,7 @@ class Fenerf:
         return [TrainStage("main", phases)]
 
     def fake(self, ctx: PhaseContext) -> Tensor:
-        return ctx.models["generator"](ctx.to_device(ctx.draws.normal("z", (ctx.count, 6))))
+        return ctx.models["generator"](ctx.host(lambda draws: draws.normal("z", (ctx.count, 6))))
 
     def image_losses(self, ctx: PhaseContext) -> Losses:
         with torch.no_grad():
@@ -190,7 +190,7 @@ class Cnerf(Fenerf):
 
     def make(self, ctx: PhaseContext, draws: Draws) -> dict[str, Tensor]:
         self.made.append((ctx.step, ctx.chunk))
-        z = ctx.to_device(draws.normal("z", (ctx.count, 6)))
+        z = ctx.host(lambda own: own.normal("z", (ctx.count, 6)), draws)
         return {"out": ctx.models["generator"](z)}
 
     def image_losses(self, ctx: PhaseContext) -> Losses:
@@ -201,7 +201,7 @@ class Cnerf(Fenerf):
     def label_losses(self, ctx: PhaseContext) -> Losses:
         out = ctx.shared("fakes", lambda draws: self.make(ctx, draws))["out"]
         self.used["d_label"].append(out)
-        label = ctx.to_device((ctx.draws.uniform("label", (ctx.count,)) * CLASSES).long())
+        label = ctx.host(lambda draws: (draws.uniform("label", (ctx.count,)) * CLASSES).long())
         rows = torch.arange(ctx.count, device=ctx.device)
         fake = out[rows, 3 + label][:, None]
         real = one_hot(ctx.real.label_map)[rows, label][:, None]

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from facelab.constants import constant
 from facelab.fields.output import FieldOutput
 from facelab.fields.sdf import BETA_START
 from facelab.methods.cnerf.fusion import RegionValues, Subset, fuse, fuse_features
 from facelab.methods.cnerf.mixing import TEXTURE_LAYERS
 from facelab.methods.cnerf.passes import Plan, evaluate, phase, sine, wide
 from facelab.nn.film import FilmLinear, FilmSine, StackedLinear, affine, sine_affine
+from facelab.tensors import constant
 
 Layers = Sequence[FilmLinear]
 BASE_OF = slice(0, 1)  # the region whose codes shape the base: the background

@@ -59,6 +59,10 @@ def repeat(w: Tensor, regions: int) -> tuple[Tensor, Tensor]:
 def mix(first: Tensor, second: Tensor, choices: Tensor) -> tuple[Tensor, Tensor]:
     """Codes of two w (N, W) by ``choices`` (K, N): 0 both of the first, 1 shape of the first and texture of the second,
     2 both of the second. -> shape and texture codes (N, K, W)."""
+    if choices.device.type == "cpu" and choices.numel():  # a look at a GPU's numbers would make the host wait
+        low, high = int(choices.min()), int(choices.max())
+        if low < BOTH_FIRST or high > BOTH_SECOND:
+            raise ValueError(f"choices are 0, 1 or 2, got {low} to {high}")
     chosen = choices.to(first.device).T[..., None]  # N, K, 1
     shape = torch.where(chosen == BOTH_SECOND, second[:, None], first[:, None])
     texture = torch.where(chosen == BOTH_FIRST, first[:, None], second[:, None])

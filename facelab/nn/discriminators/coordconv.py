@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cuda_ops.conv import conv2d
+from cuda_ops.convolution_derivatives import conv2d
 from facelab.nn.discriminators.progressive import ResidualBlock
 from facelab.nn.discriminators.skip_residual import Grouping
 from facelab.nn.discriminators.stylegan2 import dividing_group, minibatch_std

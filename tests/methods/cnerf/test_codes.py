@@ -82,6 +82,8 @@ def test_mixing_two_codes() -> None:
     shape, texture = mixing.mix(first, second, choices)
     assert shape[..., 0].tolist() == [[0, 1, 0], [0, 0, 1]]  # of the second only where the choice is 2
     assert texture[..., 0].tolist() == [[0, 1, 1], [1, 0, 1]]
+    with pytest.raises(ValueError, match="choices are 0, 1 or 2"):
+        mixing.mix(first, second, choices + 1)
 
 
 def test_random_choices() -> None:

@@ -20,7 +20,6 @@ from facelab.checkpoints.recognise import describe
 from facelab.cli.convert import convert_checkpoint
 from facelab.config import to_dict
 from facelab.errors import UserError
-from facelab.inference.cuda_graphs import tensors_of
 from facelab.methods.cnerf import order
 from facelab.methods.cnerf.convert import convert_states, is_cnerf, read_original
 from facelab.methods.cnerf.model import CNerfGenerator
@@ -35,6 +34,7 @@ from facelab.nn.discriminators.coordconv import (
     ViewDiscriminator,
     ViewDiscriminatorConfig,
 )
+from facelab.tensors import tensors_of
 from tests.methods.cnerf.faces import SETTINGS, tiny, with_face
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cuda_ops import conv
+from cuda_ops import convolution_derivatives as conv
 
 CASES: list[dict[str, Any]] = [  # of conv2d
     {"stride": 1, "padding": 1},
