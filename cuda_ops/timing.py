@@ -4,19 +4,29 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
+LEAD_CYCLES = 2_000_000  # about a millisecond: the queue is this far ahead of the GPU for every five calls
+CALLS_AHEAD = 5
 
-def event_times(work: Callable[[], Any], repeats: int = 50, warmup: int = 10) -> list[float]:
-    """Milliseconds of the GPU for each of ``repeats`` calls, by CUDA events, after a warm-up."""
+
+def event_times(work: Callable[[], Any], repeats: int = 50, warmup: int = 10, *, ahead: bool = False) -> list[float]:
+    """Milliseconds for each of ``repeats`` calls, by CUDA events, after a warm-up.
+
+    ``ahead``: the GPU is kept waiting while calls are queued, so that these are its times alone; without, a call
+    whose launches take the CPU longer than the GPU its work counts what the CPU needs (:func:`host_times`).
+    """
     for _ in range(warmup):
         work()
     events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeats)]
     torch.cuda.synchronize()
-    for start, stop in events:
+    for i, (start, stop) in enumerate(events):
+        if ahead and i % CALLS_AHEAD == 0:
+            torch.cuda._sleep(LEAD_CYCLES)
         start.record()
         work()
         stop.record()
@@ -24,9 +34,22 @@ def event_times(work: Callable[[], Any], repeats: int = 50, warmup: int = 10) ->
     return [start.elapsed_time(stop) for start, stop in events]
 
 
+def host_times(work: Callable[[], Any], repeats: int = 50) -> list[float]:
+    """Milliseconds of the CPU for each of ``repeats`` calls of a warm ``work``: what a launch costs."""
+    times = []
+    for i in range(repeats):
+        if i % CALLS_AHEAD == 0:
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        work()
+        times.append(1e3 * (time.perf_counter() - start))
+    torch.cuda.synchronize()
+    return times
+
+
 def milliseconds(work: Callable[[], Any], repeats: int = 50, warmup: int = 10) -> tuple[float, float]:
-    """(median, interquartile range) of :func:`event_times`."""
-    low, middle, high = statistics.quantiles(event_times(work, repeats, warmup), n=4)
+    """(median, interquartile range) of the GPU's time for a call."""
+    low, middle, high = statistics.quantiles(event_times(work, repeats, warmup, ahead=True), n=4)
     return middle, high - low
 
 

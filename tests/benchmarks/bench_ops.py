@@ -5,10 +5,10 @@
                                          [--dtypes float16] [--layouts nchw]
 
 Needs a CUDA GPU and torch alone. 8 x 128 x 256 x 256, filter [1, 3, 3, 1], float32, float16 and bfloat16,
-contiguous and channels-last. Median and interquartile range by CUDA events after warm-up; TB/s count each
-input number read once and each result written once. Every result is compared with the twin in float64 first:
-one that is wrong is no result. ``--sweep`` tries the ways in which the kernels can share their work out and
-prints the fastest of each case.
+contiguous and channels-last. Median and interquartile range by CUDA events after warm-up, with a queue that is
+never empty; ``host_ms`` is the CPU's time for a call. TB/s count each input number read once and each result
+written once. Every result is compared with the twin in float64 first: one that is wrong is no result. ``--sweep``
+tries the ways in which the kernels can share their work out and prints the fastest of each case.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import argparse
 import itertools
 import json
 import os
+import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import cuda_ops
 from cuda_ops import filter_launch, reference_activations, reference_filters
 from cuda_ops.__main__ import versions
-from cuda_ops.timing import milliseconds, terabytes_per_second
+from cuda_ops.timing import host_times, milliseconds, terabytes_per_second
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -43,6 +44,7 @@ FILTERS: dict[str, dict[str, Any]] = {
     "filter": {"padding": [2, 1, 2, 1]},
 }
 ACTIVATIONS: dict[str, dict[str, Any]] = {"bias_lrelu": {}, "bias_lrelu_clamp": {"clamp": 1.0}}
+WAYS = ("reference", "compiled", "triton")
 GRADIENTS = ("up2_gradient", "bias_lrelu_clamp_gradient")
 Work = Callable[[Tensor], Tensor]
 
@@ -97,10 +99,12 @@ def measure(case: str, name: str, work: Work, twin: Work, x: Tensor, scale: floa
         return {**row, "failed": "wrong result"}
     median, spread = milliseconds(lambda: work(x))
     rate = terabytes_per_second(int(x.numel() * scale), x.element_size(), median)
-    return {**row, "ms": round(median, 4), "ms_iqr": round(spread, 4), "tb_per_s": round(rate, 3)}
+    host = statistics.median(host_times(lambda: work(x)))
+    times = {"ms": round(median, 4), "ms_iqr": round(spread, 4), "host_ms": round(host, 4)}
+    return {**row, **times, "tb_per_s": round(rate, 3)}
 
 
-def table(cases: list[str], *which: Any) -> list[dict[str, Any]]:
+def table(cases: list[str], *which: Any, ways: Collection[str] = WAYS) -> list[dict[str, Any]]:
     """All rows, printed as they come."""
     rows = []
     for dtype, layout, x in inputs(*which):
@@ -109,7 +113,9 @@ def table(cases: list[str], *which: Any) -> list[dict[str, Any]]:
         todo = [("copy", "copy", lambda x, o=other: o[: len(x)].copy_(x), lambda x: x, 2.0)]
         for case in cases:
             functions, scale = implementations(case, x)
-            todo += [(case, name, work, functions["reference"], scale) for name, work in functions.items()]
+            todo += [
+                (case, name, work, functions["reference"], scale) for name, work in functions.items() if name in ways
+            ]
         for case, name, work, twin, scale in todo:
             try:
                 row = measure(case, name, work, twin, x, scale)
@@ -177,6 +183,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--only", help=f"parts of case names, comma-separated, of {', '.join(everything)}")
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--ways", default=",".join(WAYS))
     parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--dtypes", default=",".join(str(dtype)[6:] for dtype in DTYPES))
     parser.add_argument("--layouts", default=",".join(LAYOUTS))
@@ -185,9 +192,8 @@ def main() -> None:
         parser.error("needs a CUDA GPU, none is visible")
     os.environ["FACELAB_OPS"] = "triton"  # a kernel that cannot run is an error here
     cases = [c for c in everything if not options.only or any(part in c for part in options.only.split(","))]
-    rows = (sweep if options.sweep else table)(
-        cases, options.batch, options.dtypes.split(","), options.layouts.split(",")
-    )
+    which = (options.batch, options.dtypes.split(","), options.layouts.split(","))
+    rows = sweep(cases, *which) if options.sweep else table(cases, *which, ways=options.ways.split(","))
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         about = {
