@@ -49,7 +49,7 @@ class Axis:
 def columns_and_rows(up: Sequence[int], down: Sequence[int], itemsize: int, last: bool) -> tuple[int, int]:
     """Outputs of a lane along x and y (before rounding to periods)."""
     if down[0] > 1 or down[1] > 1:
-        return 2 if itemsize == 2 and not last else 1, 4
+        return 4 if itemsize == 2 and not last else 1, 4
     columns = 4 if itemsize == 2 and not last else 2 * up[0]
     return columns, 4 if last or itemsize == 8 else 8
 

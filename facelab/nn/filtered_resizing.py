@@ -56,16 +56,26 @@ def filtered_resizing(
     return downsample2d(doubled, taps, down=2, padding=-1, flip_filter=True)
 
 
+def blur_taps(sigma: float | Tensor, half: int, device: torch.device | str = "cpu") -> Tensor:
+    """(2 half + 1,) the kernel 2^-(k / sigma)^2 of 2 floor(3 sigma) + 1 taps, between zeros; its sum is 1.
+
+    Args:
+        sigma: pixels; a scalar tensor on ``device`` may change from step to step, no branch depends on it.
+        half: taps on each side of the middle one, at least floor(3 sigma).
+    """
+    places = torch.arange(-half, half + 1, device=device, dtype=torch.float32)
+    taps = torch.exp2(-(places / sigma).square())
+    reach = torch.floor(3 * sigma) if isinstance(sigma, Tensor) else math.floor(3 * sigma)
+    taps = torch.where(places.abs() <= reach, taps, torch.zeros_like(taps))
+    return taps / taps.sum()
+
+
 def blur(images: Tensor, sigma: float) -> Tensor:
-    """Separable blur with the kernel 2^-(k / sigma)^2 of 2 floor(3 sigma) + 1 taps, zeros beyond the borders.
+    """Separable blur with :func:`blur_taps`, zeros beyond the borders.
 
     Args:
         images: (N, C, H, W).
         sigma: pixels; below 1/3 nothing happens.
     """
     half = math.floor(3 * sigma)
-    if half <= 0:
-        return images
-    places = torch.arange(-half, half + 1, device=images.device, dtype=torch.float32)
-    taps = torch.exp2(-(places / sigma).square())
-    return filter2d(images, taps / taps.sum())
+    return images if half <= 0 else filter2d(images, blur_taps(sigma, half, images.device))

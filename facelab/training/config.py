@@ -51,7 +51,7 @@ class TrainConfig:
     batch_per_gpu: int = 24  # samples per process and step, used while batch_size is null
     batch_size: int | None = None  # samples per step over all processes; null = batch_per_gpu * processes
     batch_chunk: int = 6  # samples per forward and backward pass (less memory, same result)
-    precision: Literal["fp32", "tf32", "fp16", "bf16"] = "fp32"
+    precision: Literal["fp32", "tf32", "tf32_convolutions", "fp16", "bf16"] = "fp32"
     grad_clip: float | None = None  # largest gradient norm of a phase; null = no clipping
     nan: Literal["skip", "stop", "reference"] = "skip"  # not finite: skip the update | stop | NaN 0, inf 1e5
     nan_limit: int = 3  # skipped steps in a row after which the run stops

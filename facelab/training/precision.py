@@ -14,7 +14,7 @@ AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def autocast(precision: str, device: torch.device, enabled: bool = True) -> AbstractContextManager:
-    """Autocast of a run on a device; nothing for fp32 and tf32. ``enabled=False`` switches a running one off."""
+    """Autocast of a run on a device; only for fp16 and bf16. ``enabled=False`` switches a running one off."""
     if precision not in AUTOCAST:
         return nullcontext()
     return torch.autocast(device.type, dtype=AUTOCAST[precision], enabled=enabled)
@@ -22,14 +22,15 @@ def autocast(precision: str, device: torch.device, enabled: bool = True) -> Abst
 
 @contextmanager
 def device_switches(precision: str, device: torch.device) -> Iterator[None]:
-    """TF32 for ``tf32`` only, cuDNN's search for fast convolutions; put back afterwards. Nothing on the CPU."""
+    """TF32 for ``tf32``, for ``tf32_convolutions`` in these alone; cuDNN's search for fast convolutions; put back
+    afterwards. Nothing on the CPU."""
     if device.type != "cuda":
         yield
         return
     matmul: Any = torch.backends.cuda.matmul
     cudnn: Any = torch.backends.cudnn
     before = (matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark)
-    matmul.allow_tf32 = cudnn.allow_tf32 = precision == "tf32"
+    matmul.allow_tf32, cudnn.allow_tf32 = precision == "tf32", precision in ("tf32", "tf32_convolutions")
     cudnn.benchmark = True
     try:
         yield

@@ -21,7 +21,7 @@ from facelab.training.schedule import Progress
 
 COMMON = ("log.samples_every=0", "log.progress=false", "data.heads=8", "train.workers=0")
 RUNS = {
-    "eg3d": ("eg3d", "debug", ("loss.blur_fade_kimg=0",)),
+    "eg3d": ("eg3d", "debug", ("loss.blur_fade_kimg=1",)),  # every step has another blur
     "eg3d with coins": (
         "eg3d",
         "debug",

@@ -16,6 +16,7 @@ from facelab.data.eg3d_labels import mirror_label
 from facelab.data.loader import ImageStream
 from facelab.data.samplers import ResumableSampler
 from facelab.draws import Draws
+from facelab.tensors import constant
 
 
 class Pictures(Protocol):
@@ -41,10 +42,13 @@ class LabelTable:
         place = (draws.uniform(name, (count,), dtype=torch.float64) * len(self.labels)).long()
         return self.labels[place]
 
+    def deviation(self, device: torch.device | str) -> Tensor:
+        """(25,) population standard deviation, copied to the device once."""
+        return constant(self._deviation, device)
+
     @functools.cached_property
-    def std(self) -> Tensor:
-        """(25,) population standard deviation."""
-        return self.labels.double().std(dim=0, correction=0).float()
+    def _deviation(self) -> tuple[float, ...]:
+        return tuple(self.labels.double().std(dim=0, correction=0).float().tolist())
 
 
 class DatasetPictures(ImageStream):

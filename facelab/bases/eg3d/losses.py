@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cuda_ops import filter2d
 from facelab.draws import Draws
 from facelab.losses.adversarial import at_least_float32
 from facelab.nn.augment import AugmentPipe
-from facelab.nn.filtered_resizing import bilinear, blur
+from facelab.nn.filtered_resizing import bilinear
 
 Judge = Callable[[Tensor, Tensor | None, Tensor], Tensor]
 
@@ -25,20 +26,24 @@ class Sight:
     """What is done to pictures before a discriminator sees them.
 
     Attributes:
-        sigma: of the blur, in pixels of whichever picture is blurred.
+        taps: of a separable blur in pixels of whichever picture is blurred
+            (:func:`facelab.nn.filtered_resizing.blur_taps`), or None.
         pipe: augmentation, or None.
     """
 
-    sigma: float = 0.0
+    taps: Tensor | None = None
     pipe: AugmentPipe | None = None
 
     def real(self, image: Tensor, raw: Tensor | None, draws: Draws) -> tuple[Tensor, Tensor | None]:
         """Real pictures (N, 3, S, S) and their resized copies (N, 3, R, R), both blurred."""
-        return self._augment(blur(image, self.sigma), None if raw is None else blur(raw, self.sigma), draws)
+        return self._augment(self._blur(image), None if raw is None else self._blur(raw), draws)
 
     def fake(self, image: Tensor, raw: Tensor | None, draws: Draws) -> tuple[Tensor, Tensor | None]:
         """Generated pictures; the raw rendering is not blurred."""
-        return self._augment(blur(image, self.sigma), raw, draws)
+        return self._augment(self._blur(image), raw, draws)
+
+    def _blur(self, image: Tensor) -> Tensor:
+        return image if self.taps is None else filter2d(image, self.taps)
 
     def _augment(self, image: Tensor, raw: Tensor | None, draws: Draws) -> tuple[Tensor, Tensor | None]:
         if self.pipe is None:
@@ -55,7 +60,7 @@ def label_noise(label: Tensor, deviation: Tensor, strength: float, draws: Draws)
         return label
     shape = label.shape
     noise = draws.host(lambda own: own.normal("label_noise", shape), label.device)
-    return label + noise * deviation.to(label.device) * strength
+    return label + noise * deviation * strength
 
 
 def gradient_penalty(inputs: Sequence[Tensor], logits: Tensor, scale: float | Tensor = 1.0) -> Tensor:

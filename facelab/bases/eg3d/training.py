@@ -23,7 +23,7 @@ from facelab.bases.eg3d.data import DatasetPictures, HeadPictures, LabelTable, l
 from facelab.bases.eg3d.inheritance import inherited
 from facelab.bases.eg3d.losses import DensityPoints, Sight, gradient_penalty, label_noise
 from facelab.bases.eg3d.model import TriPlaneGenerator, TriPlaneGeneratorConfig
-from facelab.bases.eg3d.schedules import blur_sigma, ema_schedule, neural_resolution, swap_probability
+from facelab.bases.eg3d.schedules import blur_half_width, blur_sigma, ema_schedule, neural_resolution, swap_probability
 from facelab.bases.eg3d.snapshots import Snapshots
 from facelab.cameras.camera import Camera
 from facelab.deviations import Deviation
@@ -34,13 +34,14 @@ from facelab.losses.adversarial import d_fake_loss, d_real_loss, g_loss
 from facelab.losses.density import Density, density_l1, density_monotonic, density_tv
 from facelab.nn.augment import AugmentPipe
 from facelab.nn.discriminators.stylegan2 import StyleGan2Discriminator, StyleGan2DiscriminatorConfig
-from facelab.nn.filtered_resizing import filtered_resizing
+from facelab.nn.filtered_resizing import blur_taps, filtered_resizing
 from facelab.nn.stylegan2.precision import Precision
 from facelab.rendering.settings import RenderSettings
 from facelab.training.ada import SIGN, adapt
 from facelab.training.loop import Callback
 from facelab.training.phases import AfterPhase, Losses, Phase, PhaseContext
 from facelab.training.protocol import EmaSpec, Models, OptimizerSpec, TrainStage
+from facelab.training.schedule import Progress
 
 STYLE_MEAN = "style_mean"  # statistic of d_main: what the mapping network's average moves to
 FINE_CELLS = 256  # the monotonic regularisers step by 1/256 of the box
@@ -331,12 +332,19 @@ class Schedule:
     # ---------------------------------------------------------------- what the discriminator sees
 
     def sight(self, ctx: PhaseContext) -> Sight:
-        """Blur and augmentation at this step."""
+        """Blur and augmentation at this step; the kernel has the length of the first step's while the blur fades."""
         loss = ctx.config.loss
         fade = loss.blur_fade_kimg * ctx.progress.batch_size / 32
+
+        def sigma(progress: Progress) -> float:
+            return blur_sigma(progress.images, loss.blur_sigma, fade)
+
+        taps = None
+        if ctx.decide(lambda _, progress: blur_half_width(sigma(progress)) > 0):
+            taps = blur_taps(ctx.schedule(sigma), blur_half_width(loss.blur_sigma), ctx.device)
         pipe = ctx.models.get("augment")
         assert pipe is None or isinstance(pipe, AugmentPipe)
-        return Sight(ctx.decide(lambda _, progress: blur_sigma(progress.images, loss.blur_sigma, fade)), pipe)
+        return Sight(taps, pipe)
 
     def judge(self, ctx: PhaseContext, image: Tensor, raw: Tensor | None, label: Tensor, draws: Draws) -> Tensor:
         """(N, 1) logits of pictures as they enter the discriminator."""
@@ -345,7 +353,7 @@ class Schedule:
         strength = ctx.config.discriminator.label_noise
         if strength > 0:
             own = ctx.config.reference.chunk_label_noise
-            label = label_noise(label, label.std(0) if own else self.labels.std, strength, draws)
+            label = label_noise(label, label.std(0) if own else self.labels.deviation(ctx.device), strength, draws)
         return discriminator(image, raw, label if ctx.config.discriminator.conditioned else None)
 
     def judge_fakes(self, ctx: PhaseContext, fakes: Fakes) -> Tensor:

@@ -141,9 +141,10 @@ class TrainConfig(training.TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.precision not in ("fp32", "tf32"):
+        if self.precision not in ("fp32", "tf32", "tf32_convolutions"):
             raise ValueError(
-                f"train.precision is {self.precision}, expected fp32 or tf32: EG3D lowers chosen blocks only, see train.half"
+                f"train.precision is {self.precision}, expected fp32, tf32 or tf32_convolutions: EG3D lowers chosen "
+                "blocks only, see train.half"
             )
 
 

@@ -121,10 +121,10 @@ class TrainConfig(training.TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.precision not in ("fp32", "tf32"):
+        if self.precision not in ("fp32", "tf32", "tf32_convolutions"):
             raise ValueError(
-                f"train.precision is {self.precision}, expected fp32 or tf32: sines of large arguments need it; lower "
-                "discriminator.half_blocks and model.half_blocks instead"
+                f"train.precision is {self.precision}, expected fp32, tf32 or tf32_convolutions: sines of large arguments "
+                "need it; lower discriminator.half_blocks and model.half_blocks instead"
             )
 
 

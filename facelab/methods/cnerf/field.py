@@ -198,7 +198,7 @@ class CNerfField(nn.Module):
         precision: what the regions' products take: ``fp32`` (``tf32``: the same, rounded as the device is told to),
             or ``fp16`` operands with everything else in float32, see :mod:`facelab.methods.cnerf.passes`; without
             effect where derivatives are recorded but no gradient of the distance is asked for. The base is float32.
-        fused: the passes of a training step are compiled.
+        fused: the passes of a training step are compiled, on a GPU.
     """
 
     precision: Literal["fp32", "tf32", "fp16"] = "fp32"
@@ -330,7 +330,7 @@ class BoundCNerf:
         base, base_slope = self._base(scaled, gradient and not self.residual_gradient)
         if gradient and not self.with_features and not points.requires_grad:
             heads = net.regions.heads()
-            plan = Plan(net.config.depth, net.fused, net.precision == "fp16")
+            plan = Plan(net.config.depth, net.fused and points.is_cuda, net.precision == "fp16")
             found = evaluate(scaled, self.layers, heads.mask, heads.values, plan)
             values = heads.seen_from(found.mask, found.values, directions)
             slope = found.gradient if base_slope is None else found.gradient + base_slope

@@ -257,7 +257,7 @@ def test_original_flags_are_settings(tmp_path: Path) -> None:
             ("--set", "discriminator.group_size=4"),
             "batch_chunk is 2, expected a multiple of discriminator.group_size 4",
         ),
-        (("--set", "train.precision=fp16"), "expected fp32 or tf32"),
+        (("--set", "train.precision=fp16"), "expected fp32, tf32"),
         (("--reg_type", "total-variation"), "is not one of 'l1', 'tv', 'monotonic-detach', 'monotonic-fixed'"),
         (("--set", "neural.initial=8"), "without super-resolution the rendering is the picture"),
         (("--set", "model.resolution=64", "--set", "model.superresolution=auto"), "no super-resolution makes that"),

@@ -251,7 +251,7 @@ def test_every_deviation_has_its_switch() -> None:
         (lambda: LossConfig(eikonal=-1), "loss.eikonal must not be negative"),
         (lambda: LossConfig(mixing=1.5), "loss.mixing is a probability"),
         (lambda: OptimConfig(full_betas=(0.0, 1.0)), r"betas lie in \[0, 1\)"),
-        (lambda: TrainConfig(precision="fp16"), "expected fp32 or tf32"),
+        (lambda: TrainConfig(precision="fp16"), "expected fp32, tf32"),
         (lambda: stylesdf.ModelConfig(resolution=100), "power of two"),
         (lambda: stylesdf.ModelConfig(layers=0), "model.layers must be at least 1"),
         (lambda: stylesdf.ViewConfig(dist_radius=1.5), "dist_radius within 0..1"),

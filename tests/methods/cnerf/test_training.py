@@ -380,7 +380,7 @@ def test_settings_that_do_not_fit() -> None:
     ):
         with pytest.raises(UserError, match=words):
             METHOD.check_config(staged(name, setting).at(0))
-    with pytest.raises(UserError, match="expected fp32 or tf32"):
+    with pytest.raises(UserError, match="expected fp32, tf32"):
         staged(VOLUME, "train.precision=bf16")
 
 
