@@ -90,11 +90,11 @@ def _store_joined(at, values, mask, K: tl.constexpr):
 
 
 PLANAR_SIZES = (
-    "channels planes height width out_height out_width groups shift_x shift_y strips group_blocks "
+    "channels planes height width out_height out_width groups shift_x shift_y strips group_blocks bg "
     "sxn sxc sxh syn syc syh"
 )
 LAST_SIZES = (
-    "channel_groups height width out_height out_width groups shift_x shift_y strips group_blocks channel_blocks "
+    "channel_groups height width out_height out_width groups shift_x shift_y strips group_blocks channel_blocks bc "
     "sxn sxh sxw syn syh syw"
 )
 ANY_SIZES = "total channels height width out_height out_width ux uy dx dy x0 y0 fw fh sxn sxc sxh sxw syn syc syh syw"
@@ -104,17 +104,17 @@ ANY_SIZES = "total channels height width out_height out_width ux uy dx dy x0 y0 
 def fir_planar(
     x, f, y, gain: tl.float64,
     channels, planes, height, width, out_height, out_width, groups,
-    shift_x, shift_y, strips, group_blocks,
+    shift_x, shift_y, strips, group_blocks, bg,
     sxn: tl.int64, sxc: tl.int64, sxh: tl.int64, sxw, syn: tl.int64, syc: tl.int64, syh: tl.int64,
     UX: tl.constexpr, UY: tl.constexpr, DX: tl.constexpr, DY: tl.constexpr, RX: tl.constexpr, RY: tl.constexpr,
     FW: tl.constexpr, FH: tl.constexpr, FLIP: tl.constexpr, HAS: tl.constexpr, SEPARABLE: tl.constexpr,
     KX: tl.constexpr, QX: tl.constexpr, NX: tl.constexpr, KY: tl.constexpr, QY: tl.constexpr, NY: tl.constexpr,
-    JOIN: tl.constexpr, ACC: tl.constexpr, B: tl.constexpr, BG: tl.constexpr, W: tl.constexpr, OFF: tl.constexpr,
+    JOIN: tl.constexpr, ACC: tl.constexpr, B: tl.constexpr, W: tl.constexpr, OFF: tl.constexpr,
 ):  # fmt: skip
     """x (N, C, H, W) of any strides -> y whose last stride is 1.
 
     A lane writes KX columns of KY rows; groups = ceil(out_width / KX). ``shift`` is the whole part of
-    padding / up, R its remainder. B lanes are B / BG planes of BG groups. JOIN: KX divides out_width.
+    padding / up, R its remainder. B lanes are B / bg planes of bg groups. JOIN: KX divides out_width.
     W > 1: x are integers of W half-precision neighbours, which its strides and ``width`` count; a lane's first
     input is number OFF of its first integer, W divides QX.
     """
@@ -124,8 +124,8 @@ def fir_planar(
     strip = (pid // group_blocks) % strips
     # without its contiguity the compiler keeps one element a lane: shifted reads then fill whole lines
     lane = tl.max_contiguous(tl.arange(0, B), [1])
-    group = block * BG + lane % BG
-    plane = (pid // group_blocks // strips) * (B // BG) + lane // BG
+    group = block * bg + lane % bg
+    plane = (pid // group_blocks // strips) * (B // bg) + lane // bg
     inside = (group < groups) & (plane < planes)
     n, c = plane // channels, plane % channels
     tx = _taps(f, gain, FW if SEPARABLE else FW * FH, FLIP, HAS, ACC)
@@ -171,16 +171,16 @@ def fir_planar(
 def fir_channels_last(
     x, f, y, gain: tl.float64,
     channel_groups, height, width, out_height, out_width, groups,
-    shift_x, shift_y, strips, group_blocks, channel_blocks,
+    shift_x, shift_y, strips, group_blocks, channel_blocks, bc,
     sxn: tl.int64, sxh: tl.int64, sxw, syn: tl.int64, syh: tl.int64, syw,
     UX: tl.constexpr, UY: tl.constexpr, DX: tl.constexpr, DY: tl.constexpr, RX: tl.constexpr, RY: tl.constexpr,
     FW: tl.constexpr, FH: tl.constexpr, FLIP: tl.constexpr, HAS: tl.constexpr, SEPARABLE: tl.constexpr,
     KX: tl.constexpr, QX: tl.constexpr, NX: tl.constexpr, KY: tl.constexpr, QY: tl.constexpr, NY: tl.constexpr,
-    V: tl.constexpr, ACC: tl.constexpr, B: tl.constexpr, BC: tl.constexpr,
+    V: tl.constexpr, ACC: tl.constexpr, B: tl.constexpr,
 ):  # fmt: skip
     """x and y (N, C, H, W) with a stride of 1 along C; all other strides are counted in V elements.
 
-    A lane writes V channels of KX columns of KY rows. B lanes are B / BC column groups of BC channel groups.
+    A lane writes V channels of KX columns of KY rows. B lanes are B / bc column groups of bc channel groups.
     """
     pid = tl.program_id(0)
     channel_block = pid % channel_blocks
@@ -190,8 +190,8 @@ def fir_channels_last(
     strip = (pid // group_blocks) % strips
     n = (pid // group_blocks // strips).to(tl.int64)
     lane = tl.arange(0, B)
-    channel = channel_block * BC + lane % BC
-    group = block * (B // BC) + lane // BC
+    channel = channel_block * bc + lane % bc
+    group = block * (B // bc) + lane // bc
     inside = (channel < channel_groups) & (group < groups)
     vector = tl.arange(0, V)[None, :]
     tx = _taps(f, gain, FW if SEPARABLE else FW * FH, FLIP, HAS, ACC)

@@ -137,8 +137,8 @@ def _planar(x: Tensor, f: Tensor | None, y: Tensor, ax: Axis, ay: Axis, flip: bo
     kernel: Any = fir_planar
     kernel[(blocks * strips * -(-planes // (LANES // bg)),)](
         x, f, y, gain, x.shape[1], planes, *x.shape[2:], *y.shape[2:], groups, ax.shift, ay.shift, strips, blocks,
-        *x.stride(), *y.stride()[:3], **_constants(ax, ay, f, flip),
-        JOIN=ax.k in (2, 4) and y.shape[3] % ax.k == 0, ACC=_accumulator(y), B=LANES, BG=bg, W=w, OFF=-ax.shift % w,
+        bg, *x.stride(), *y.stride()[:3], **_constants(ax, ay, f, flip),
+        JOIN=ax.k in (2, 4) and y.shape[3] % ax.k == 0, ACC=_accumulator(y), B=LANES, W=w, OFF=-ax.shift % w,
         num_warps=LANES // 32,
     )  # fmt: skip
 
@@ -166,8 +166,8 @@ def _channels_last(x: Tensor, f: Tensor | None, y: Tensor, ax: Axis, ay: Axis, f
     kernel: Any = fir_channels_last
     kernel[(blocks * channel_blocks * strips * x.shape[0],)](
         x, f, y, gain, channel_groups, *x.shape[2:], *y.shape[2:], groups, ax.shift, ay.shift, strips, blocks,
-        channel_blocks, *(s // v for s in strides), *(y.stride(i) // v for i in (0, 2, 3)),
-        **_constants(ax, ay, f, flip), V=v, ACC=_accumulator(x), B=LANES, BC=bc, num_warps=LANES // 32,
+        channel_blocks, bc, *(s // v for s in strides), *(y.stride(i) // v for i in (0, 2, 3)),
+        **_constants(ax, ay, f, flip), V=v, ACC=_accumulator(x), B=LANES, num_warps=LANES // 32,
     )  # fmt: skip
 
 

@@ -48,7 +48,7 @@ def moved(value: Tensor, device: torch.device | str) -> Tensor:
     target = torch.device(device)
     if target.type != "cuda" or value.device.type == "cuda":
         return value.to(target)
-    return value.pin_memory().to(target, non_blocking=True)
+    return value.contiguous().pin_memory().to(target, non_blocking=True)
 
 
 def constant(numbers: Numbers, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -13,7 +13,9 @@ from facelab.cameras.camera import Camera
 from facelab.data.synthetic import SyntheticBatch, SyntheticHeads
 from facelab.metrics.features import RandomFeatureNet
 
+LIMIT = 3.0  # standard deviations: what is further off is an artefact, and no reason for an extreme pose
 READER_PIXELS = 24  # side of the small grey picture that the reader sees beside the features
+LEAST_SPREAD = 0.2  # of a feature, as a share of its kind's: a background pixel, always the same, tells nothing
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,9 @@ class ScaledHeads:
 class PoseReader:
     """Pitch and yaw of pictures of heads by ridge regression from fixed features, fitted on synthetic heads.
 
-    The features are those of :class:`RandomFeatureNet` and a small grey picture, standardised. It is no
+    The features are those of :class:`RandomFeatureNet` and a small grey picture, standardised and cut off at
+    :data:`LIMIT`; those that hardly differ between heads (a background pixel) stay small, or a ground that a model renders
+    a little greyer would decide. It is no
     network of a paper; it reads poses off pictures that look like synthetic heads, and its own error on
     heads that it was not fitted on must be stated beside what it reads.
 
@@ -62,9 +66,11 @@ class PoseReader:
             truth.append(made.camera.sphere_angles().double().cpu())
         x, y = torch.cat(rows), torch.cat(truth)
         self.count = len(x)
-        self.mean, self.scale = x.mean(0), x.std(0).clamp_min(1e-6)
+        self.mean, spread = x.mean(0), x.std(0)
+        kinds = spread.split([x.shape[1] - READER_PIXELS**2, READER_PIXELS**2])
+        self.scale = torch.cat([s.clamp_min(LEAST_SPREAD * float(s.square().mean().sqrt()) + 1e-12) for s in kinds])
         self.offset = y.mean(0)
-        x = (x - self.mean) / self.scale
+        x = self._standardised(x)
         gram = x @ x.T  # as many equations as heads, fewer than features
         gram.diagonal().add_(ridge * x.shape[1])
         self.weight = x.T @ torch.linalg.solve(gram, y - self.offset)
@@ -72,7 +78,10 @@ class PoseReader:
     @torch.no_grad()
     def __call__(self, pictures: Tensor) -> Tensor:
         """(N, 3, S, S) in [-1, 1] -> (N, 2) pitch and yaw in radians."""
-        return self.offset + (self._features(pictures) - self.mean) / self.scale @ self.weight
+        return self.offset + self._standardised(self._features(pictures)) @ self.weight
+
+    def _standardised(self, features: Tensor) -> Tensor:
+        return ((features - self.mean) / self.scale).clamp(-LIMIT, LIMIT)
 
     def _features(self, pictures: Tensor) -> Tensor:
         small = torch.nn.functional.interpolate(

@@ -98,6 +98,31 @@ def test_filters_read_four_halves_at_once(monkeypatch: pytest.MonkeyPatch, down:
     assert max(widths(compiled.asm["ptx"], "ld")) == 64
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_pictures_of_all_sizes_share_a_compiled_filter(monkeypatch: pytest.MonkeyPatch, last: bool) -> None:
+    """A compilation takes seconds, and a training step meets pictures of many sizes."""
+    from cuda_ops import filter_kernels
+
+    name = "fir_channels_last" if last else "fir_planar"
+    kernel, compiled = getattr(filter_kernels, name), set()
+
+    class Launches:
+        def __getitem__(self, grid: tuple[int]) -> Callable[..., None]:
+            return self._launch
+
+        def _launch(self, *positional: Any, **named: Any) -> None:
+            values = {**dict(zip(kernel.arg_names, positional)), **named}
+            fixed = [p.name for p in kernel.params if p.is_constexpr or not p.do_not_specialize]
+            compiled.add(str([(n, values[n]) for n in fixed if not isinstance(values[n], torch.Tensor)]))
+
+    monkeypatch.setattr(filter_kernels, name, Launches())
+    for channels, side in ((512, 8), (512, 16), (128, 64), (32, 256)):
+        x = torch.empty(1, channels, side, side, dtype=torch.float16)
+        x = x.to(memory_format=torch.channels_last) if last else x
+        filter_launch.upfirdn2d(x, setup_filter([1, 3, 3, 1]), (1, 1), (2, 2), (1, 1, 1, 1), False, 1.0)
+    assert len(compiled) == 1, compiled
+
+
 @pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
 @pytest.mark.parametrize("order", [0, 1])
 def test_bias_act_reads_and_writes_16_bytes_a_lane(monkeypatch: pytest.MonkeyPatch, order: int) -> None:
