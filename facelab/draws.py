@@ -67,7 +67,7 @@ class Draws:
         """What ``make`` computes of these draws on the CPU, with its tensors moved to ``device``.
 
         Anything made of random numbers on the CPU and used on a GPU goes through here, so that a step that is played
-        back (:mod:`facelab.training.graphs`) can make it anew. ``make`` depends on nothing that changes with the step
+        back (:mod:`facelab.recording`) can make it anew. ``make`` depends on nothing that changes with the step
         but its argument.
         """
         return map_tensors(lambda tensor: moved(tensor, device), make(self))
