@@ -21,11 +21,12 @@ from xml.etree import ElementTree
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from measuring import keep, versions
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def outcome(case: ElementTree.Element) -> tuple[str, str]:
