@@ -16,6 +16,7 @@ from facelab.errors import UserError
 RUN_CONSTANTS = (
     "seed",
     "precision",
+    "loss_scale",
     "max_steps",
     "cuda_graphs",
     "nan",
@@ -52,6 +53,7 @@ class TrainConfig:
     batch_size: int | None = None  # samples per step over all processes; null = batch_per_gpu * processes
     batch_chunk: int = 6  # samples per forward and backward pass (less memory, same result)
     precision: Literal["fp32", "tf32", "tf32_convolutions", "fp16", "bf16"] = "fp32"
+    loss_scale: float = 1.0  # constant factor on losses, taken out of their gradients; fp16 adapts its own instead
     grad_clip: float | None = None  # largest gradient norm of a phase; null = no clipping
     nan: Literal["skip", "stop", "reference"] = "skip"  # not finite: skip the update | stop | NaN 0, inf 1e5
     nan_limit: int = 3  # skipped steps in a row after which the run stops
@@ -63,6 +65,8 @@ class TrainConfig:
         for name in ("max_steps", "batch_per_gpu", "batch_chunk", "nan_limit"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 < self.loss_scale < 2**24:
+            raise ValueError(f"train.loss_scale must lie above 0 and below 2^24, got {self.loss_scale}")
         if self.grad_clip is not None and self.grad_clip <= 0:
             raise ValueError(f"train.grad_clip must be positive or null, got {self.grad_clip}")
 

@@ -167,7 +167,7 @@ class Trainer:
         if missing:
             raise ValueError(f"phases name the optimizers {sorted(missing)}, the method has {sorted(specs)}")
         self.optimizers = {n: PhaseOptimizer(n, specs[n], self.models, ps) for n, ps in by_optimizer.items()}
-        self.scale = LossScale(self.train.precision == "fp16", self.device)
+        self.scale = LossScale(self.train.precision == "fp16", self.device, self.train.loss_scale)
         self._ema_specs = dict(self.method.emas(self.config))
         clash = set(self._ema_specs) & set(self.models)
         if clash:

@@ -42,18 +42,21 @@ class LossScale:
     """The factor that keeps fp16 gradients from vanishing, one for all optimisers; it never waits for the device.
 
     It halves after an iteration in which some gradient overflowed, doubles after ``interval`` good iterations in a
-    row, and stays at 1 or above. Disabled (fp32, bf16) it is 1 for ever.
+    row, and stays at 1 or above. Disabled (fp32, bf16) it is ``rest`` for ever.
 
     Args:
         enabled: True for fp16.
         device: where the scale lives.
+        rest: while it is disabled. A power of two changes nothing but what is lost below the smallest half.
         start: first value.
         interval: good iterations before it doubles.
     """
 
-    def __init__(self, enabled: bool, device: torch.device, start: float = 65536.0, interval: int = 2000) -> None:
+    def __init__(
+        self, enabled: bool, device: torch.device, rest: float = 1.0, start: float = 65536.0, interval: int = 2000
+    ) -> None:
         self.enabled, self.interval = enabled, interval
-        self.scale = torch.full((), start if enabled else 1.0, device=device)
+        self.scale = torch.full((), start if enabled else rest, device=device)
         self._good = torch.zeros((), device=device)  # iterations without overflow since the last change
         self._overflow = torch.zeros((), device=device)  # 1 if some phase of this iteration overflowed
 
@@ -82,7 +85,7 @@ class LossScale:
         return {"scale": self.scale.clone(), "good": self._good.clone()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take over a stored scale; a run without fp16 keeps 1."""
+        """Take over a stored scale; a run without fp16 keeps its own."""
         if self.enabled:
             self.scale.copy_(state["scale"])
             self._good = state["good"].to(self._good)

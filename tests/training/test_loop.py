@@ -79,6 +79,21 @@ def test_chunked_step_equals_one_big_batch(tmp_path: Path, chunk: int) -> None:
     assert not torch.equal(trainer.models["generator"].synthesis.weight, start["generator"].synthesis.weight)
 
 
+@pytest.mark.parametrize("clip", [None, 0.05])
+def test_a_power_of_two_on_the_losses_changes_nothing_in_full_precision(tmp_path: Path, clip: float | None) -> None:
+    found = []
+    for scale in (1.0, 64.0):
+        staged = config(train={"max_steps": 3, "grad_clip": clip, "loss_scale": scale}, log={"every": 1})
+        trainer, _ = run("fenerf", staged, tmp_path / str(scale))
+        norms = [line["grad_norm/g"] for line in lines(tmp_path / str(scale))]
+        found.append((norms, {n: m.state_dict() for n, m in trainer.models.items()}))
+    (norms, plain), (scaled_norms, scaled) = found
+    assert scaled_norms == pytest.approx(norms, rel=1e-5)
+    for name in plain:
+        for key, value in plain[name].items():
+            torch.testing.assert_close(scaled[name][key], value, rtol=1e-5, atol=1e-6)
+
+
 def test_reference_sum_is_chunks_times_the_mean(tmp_path: Path) -> None:
     norms = []
     for reduction in (False, True):

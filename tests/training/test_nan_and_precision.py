@@ -136,6 +136,7 @@ def test_loss_scale_halves_doubles_and_stops_at_one() -> None:
     again = LossScale(True, CPU)
     again.load_state_dict(scale.state_dict())
     assert float(again.scale) == 1
+    assert float(LossScale(False, CPU, 64.0).scale) == 64.0  # constant where nothing adapts it
     idle = LossScale(False, CPU)
     idle.record(torch.tensor(1.0))
     idle.update()

@@ -135,6 +135,7 @@ class TrainConfig(training.TrainConfig):
     batch_per_gpu: int = 4
     batch_chunk: int = 4
     half: Literal["none", "fp16", "bf16"] = "fp16"  # number type of the marked blocks on a GPU
+    loss_scale: float = 64.0  # lifts the gradients of 512 px pictures off the smallest halves, far from the largest
     half_everywhere: bool = False  # in all blocks, not in the marked ones alone
     channels_last: bool = False  # memory layout of the convolutions; changes speed, not results
     nan: Literal["skip", "stop", "reference"] = "skip"
