@@ -132,7 +132,9 @@ class Tape:
     def value(self, what: Hashable, make: Callable[[Any], T]) -> T:
         """The next input."""
         if self.over:
-            raise Ungraphable(f"asks for {what} of a run that has ended; what is made on the CPU has draws of its own")
+            raise Ungraphable(
+                "asks draws of a run that has ended; functions given to host() are given draws of their own"
+            )
         if not self.playing:
             result = make(self.origin)
             self.recording.inputs.append((what, make, result))
@@ -185,7 +187,7 @@ class RecordingDraws(Draws):
 
     def _elsewhere(self, device: torch.device | str) -> bool:
         there, here = torch.device(device), self.tape.origin.device
-        return there.type != here.type or None not in (there.index, here.index) and there.index != here.index
+        return there.type != here.type or (None not in (there.index, here.index) and there.index != here.index)
 
     def _door(self, kind: str, name: str, shape: Sequence[int], device: torch.device | str, dtype: Any) -> Tensor:
         tape = self.tape

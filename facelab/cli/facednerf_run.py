@@ -398,7 +398,8 @@ def _watched(run: Run, jobs: list[Job], stop: StopRequest) -> Iterator[tuple[Con
     with progress_bar(total=total, initial=min(made, total), desc=name, show=run.outputs.progress, leave=False) as bar:
         watch = Watch(run, jobs, bar)
         often = run.outputs.save_every
-        control = Control([job.session for job in jobs], often, 2 * often, watch, lambda: bool(stop.requested))
+        say = functools.partial(click.echo, err=True)
+        control = Control([job.session for job in jobs], often, 2 * often, watch, lambda: bool(stop.requested), say=say)
 
         def taken(edited: Edited, row: int) -> Found:
             memory = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None

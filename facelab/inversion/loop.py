@@ -16,15 +16,18 @@ import torch
 from torch import Tensor
 
 from facelab.cameras import Camera
-from facelab.draws import moved
 from facelab.errors import UserError, nearest
 from facelab.generator import Codes, GeneratorOutput
+from facelab.inversion import recorded
+from facelab.inversion.clock import Clock
 from facelab.inversion.guard import FiniteGuard
 from facelab.inversion.noise import normalise_noise
 from facelab.inversion.problem import Moment, Problem
+from facelab.inversion.recorded import Found, StepGraphs, warn
 from facelab.inversion.schedules import ramped_rate
 
 STEP, BEST_LOSS, VIEW = "step", "best_loss", "view"
+STAGE = "inversion"  # in names of draws
 MOMENTS = (("value", None), ("first", "exp_avg"), ("second", "exp_avg_sq"))  # in files, in Adam's state
 State = dict[str, Tensor]
 
@@ -41,6 +44,8 @@ class InversionSettings:
         perturbation: (step, name of a code) -> scale of normal noise added to that code, the same for every photo.
         keep_best: the result is the state of the lowest total loss, over the steps without perturbation; off: the
             last one.
+        cuda_graphs: on a GPU, steps are queued at once and played back (:mod:`facelab.inversion.recorded`).
+        say: where the reason is told, once, why steps cannot be played back.
     """
 
     steps: int = 500
@@ -51,6 +56,8 @@ class InversionSettings:
     weight_decay: float = 0.0
     perturbation: Callable[[int, str], float] | None = None
     keep_best: bool = True
+    cuda_graphs: bool = False
+    say: Callable[[str], None] = warn
 
     def rate_at(self, step: int) -> float:
         """Learning rate of the codes."""
@@ -75,11 +82,9 @@ class Report:
     shared: dict[str, Tensor] = field(default_factory=dict)
 
     @staticmethod
-    def of(step: int, total: Tensor, parts: Mapping[str, Tensor], moment: Moment) -> Report:
-        """Without the graph."""
-        seen = None if moment.seen is None else moment.seen.map(torch.Tensor.detach)
-        shared = {name: value.detach() for name, value in moment.memo.items() if isinstance(value, Tensor)}
-        return Report(step, total.detach(), {k: v.detach() for k, v in parts.items()}, seen, shared)
+    def of(step: int, found: Found) -> Report:
+        """Of what a step computed."""
+        return Report(step, found.total, found.parts, found.seen, found.shared)
 
     @property
     def output(self) -> GeneratorOutput:
@@ -112,9 +117,21 @@ class Solution:
 
 
 class Stage:
-    """Adam over named tensors, with a state that can be stored. Subclasses say what a step is."""
+    """Adam over named tensors, with a state that can be stored. Subclasses say what a step is.
 
-    def __init__(self, variables: Mapping[str, Tensor], steps: int, betas: tuple[float, float], decay: float) -> None:
+    Attributes:
+        graphs: what plays the steps back, or None; not there any more at the end.
+    """
+
+    def __init__(
+        self,
+        variables: Mapping[str, Tensor],
+        steps: int,
+        betas: tuple[float, float],
+        decay: float,
+        graphs: StepGraphs | None = None,
+    ) -> None:
+        self.graphs = graphs
         self.variables = dict(variables)
         self.steps = steps
         self.step = 0
@@ -131,27 +148,37 @@ class Stage:
         """Whether all steps were made."""
         return self.step >= self.steps
 
-    def _descend(self, total: Tensor, parts: Mapping[str, Tensor], rate: Callable[[str], float]) -> None:
-        """Back-propagate the sum and take one step; ``rate`` is the learning rate by kind: what stands before the slash
-        in the names, empty without one.
+    def _compute(self, problem: Problem, clock: Clock, work: Callable[[Clock], Moment]) -> Found:
+        """Losses and their derivatives at the moment that ``work`` makes of a clock."""
+        variables = [value for group in self.optimizer.param_groups for value in group["params"]]
+
+        def step(now: Clock) -> Found:
+            moment = work(now)
+            total, parts = problem.losses(moment)
+            return _found(total, parts, moment, variables)
+
+        return step(clock) if self.graphs is None else self.graphs.run(type(self).__name__.lower(), clock, step)
+
+    def _descend(self, found: Found, rate: Callable[[str], float]) -> None:
+        """Take one step along what was computed; ``rate`` is the learning rate by kind: what stands before the slash in
+        the names, empty without one.
 
         Raises:
             NotFiniteError: see :meth:`settle`.
         """
-        self.optimizer.zero_grad(set_to_none=True)
-        total.sum().backward()
-        gradients = []
+        gradients = iter(found.gradients)
         for group in self.optimizer.param_groups:
             group["lr"] = rate(group["kind"])
             for value in group["params"]:
-                value.grad = torch.zeros_like(value) if value.grad is None else _laid_out(value.grad, value)
-                gradients.append(value.grad)
-        largest = torch.nn.utils.get_total_norm([total.detach(), *gradients], torch.inf)  # NaN where any is
-        self.guard.record(self.step, torch.isfinite(largest), parts)
+                value.grad = next(gradients)
+        self.guard.record(self.step, torch.isfinite(found.largest), found.parts)
         self.optimizer.found_inf = self.guard.flag  # type: ignore[attr-defined]
         self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.settle(wait=self.finished)
+        if self.finished:
+            self.graphs = None  # and its memory
 
     def settle(self, wait: bool = True) -> None:
         """See whether all steps so far were finite.
@@ -167,7 +194,6 @@ class Stage:
         if found is None:
             return
         self.step, parts = found
-        self.optimizer.zero_grad(set_to_none=True)
         bad = [name for name, value in parts.items() if not bool(torch.isfinite(value).all())]
         what = f"the loss {', '.join(bad)}" if bad else "the derivative of the loss"
         raise NotFiniteError(f"{what} is not finite at step {self.step}; expected a number, try a lower learning rate")
@@ -242,25 +268,25 @@ class Inversion(Stage):
             if problem.make_camera is None or problem.start_view is None:
                 raise ValueError("to move views, the problem needs make_camera and start_view")
             variables[VIEW] = torch.zeros_like(problem.start_view).requires_grad_()
-        super().__init__(variables, self.settings.steps, self.settings.betas, self.settings.weight_decay)
+        s = self.settings
+        graphs = recorded.step_graphs(s.cuda_graphs, problem.target.picture.device, s.say)
+        super().__init__(variables, s.steps, s.betas, s.weight_decay, graphs)
         self.best: State = {name: value.detach().clone() for name, value in variables.items()}
         self.best_loss = problem.target.picture.new_full((count,), torch.inf)
 
     def advance(self) -> Report:
         """One step. UserError where the loss is not finite."""
-        step, scale = self.step, self.settings.perturbation
-        scales = {name: 0.0 if scale is None else scale(step, name) for name in self.start.values}
-        moment = self._moment(self.variables, scales)
-        total, parts = self.problem.losses(moment)
-        if not any(scales.values()):
-            self._remember(total.detach())
+        step, clock = self.step, self.problem.clock(self.step, self.steps, STAGE)
+        found = self._compute(self.problem, clock, functools.partial(self._moment, self.variables, perturbed=True))
+        if not _perturbed(self.settings.perturbation, tuple(self.start.values), clock):
+            self._remember(found.total)
         rate = self.settings.rate_at(step)
         factors = {"noise": self.settings.noise_factor, VIEW: self.settings.view_factor}
-        self._descend(total, parts, lambda kind: rate * factors.get(kind, 1.0))
+        self._descend(found, lambda kind: rate * factors.get(kind, 1.0))
         for name, value in self.variables.items():
             if name.startswith("noise/"):
                 normalise_noise(value.detach(), self.guard.flag)
-        return Report.of(step, total, parts, moment)
+        return Report.of(step, found)
 
     @torch.no_grad()
     def solution(self) -> Solution:
@@ -313,27 +339,34 @@ class Inversion(Stage):
             value.copy_(joint[f"best/{name}"])
         self.best_loss.copy_(_fitting(joint, BEST_LOSS, self.best_loss))
 
-    def _codes(self, variables: Mapping[str, Tensor], scales: Mapping[str, float] | None = None) -> Codes:
-        draws = self.problem.draws.at(step=self.step, phase="perturb")
+    def _codes(self, variables: Mapping[str, Tensor], perturbations: Mapping[str, Tensor] | None = None) -> Codes:
         values = {}
         for name, value in self.start.values.items():
             offset = variables.get(f"code/{name}")
-            if scales is not None and scales[name]:
-                shape = (1, 1, *value.shape[2:]) if name in self.shared else (1, *value.shape[1:])
-                noise = draws.normal(f"perturb/{name}", shape)
-                value = value + scales[name] * moved(noise, value.device).to(value.dtype)
+            if perturbations and name in perturbations:
+                value = value + perturbations[name].to(value.dtype)
             values[name] = value if offset is None else value + offset
         return Codes(values)
 
-    def _moment(self, variables: Mapping[str, Tensor], scales: Mapping[str, float] | None = None) -> Moment:
-        codes = self._codes(variables, scales)
+    def _perturbations(self, clock: Clock) -> dict[str, Tensor]:
+        """What is added to codes in a step, by name."""
+        scale = self.settings.perturbation
+        names = clock.decide(functools.partial(_perturbed, scale, tuple(self.start.values)))
+        if scale is None or not names:
+            return {}
+        sizes = {name: tuple(self.start.values[name].shape[1:]) for name in names}
+        shapes = {name: (1, 1, *size[1:]) if name in self.shared else (1, *size) for name, size in sizes.items()}
+        return clock.host(functools.partial(_perturbation, scale, shapes))
+
+    def _moment(self, variables: Mapping[str, Tensor], clock: Clock | None = None, perturbed: bool = False) -> Moment:
+        clock = self.problem.clock(self.step, self.steps, STAGE) if clock is None else clock
+        codes = self._codes(variables, self._perturbations(clock) if perturbed else None)
         offsets = {
             name: variables[f"code/{name}"].expand_as(value) if f"code/{name}" in variables else torch.zeros_like(value)
             for name, value in self.start.values.items()
         }
         camera = self.problem.camera(variables.get(VIEW))
-        where = (self.step, self.steps, "inversion")
-        return self.problem.moment(codes, offsets, _named(variables, "noise/"), camera, where)
+        return self.problem.moment(codes, offsets, _named(variables, "noise/"), camera, clock)
 
     @torch.no_grad()
     def _judge(self, variables: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -365,6 +398,31 @@ def constant_rate(rate: float) -> Callable[[int], float]:
 
 def _constant(rate: float, step: int) -> float:
     return rate
+
+
+def _found(total: Tensor, parts: Mapping[str, Tensor], moment: Moment, variables: Sequence[Tensor]) -> Found:
+    """A step without its graph, with the derivative of the sum of ``total`` for each variable."""
+    known = torch.autograd.grad(total.sum(), variables, allow_unused=True)
+    gradients = [
+        torch.zeros_like(value) if gradient is None else _laid_out(gradient, value)
+        for gradient, value in zip(known, variables, strict=True)
+    ]
+    largest = torch.nn.utils.get_total_norm([total.detach(), *gradients], torch.inf)  # NaN where any is
+    seen = None if moment.seen is None else moment.seen.map(torch.Tensor.detach)
+    shared = {name: value.detach() for name, value in moment.memo.items() if isinstance(value, Tensor)}
+    return Found(total.detach(), {k: v.detach() for k, v in parts.items()}, seen, shared, largest, gradients)
+
+
+def _perturbed(scale: Callable[[int, str], float] | None, names: tuple[str, ...], clock: Clock) -> tuple[str, ...]:
+    """Which codes a step perturbs."""
+    return () if scale is None else tuple(name for name in names if scale(clock.step, name))
+
+
+def _perturbation(
+    scale: Callable[[int, str], float], shapes: Mapping[str, tuple[int, ...]], clock: Clock
+) -> dict[str, Tensor]:
+    draws = clock.draws.at(phase="perturb")
+    return {name: scale(clock.step, name) * draws.normal(f"perturb/{name}", shape) for name, shape in shapes.items()}
 
 
 def _named(variables: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,7 +17,10 @@ from torch import Tensor
 from facelab.cameras import Camera
 from facelab.draws import Draws
 from facelab.generator import Codes, Generator, GeneratorOutput, Scene
+from facelab.inversion.clock import Clock
 from facelab.rendering.settings import RenderSettings
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class Moment:
     """One step, as losses see it.
 
     Attributes:
-        step, steps: where the optimisation stands.
+        clock: where the optimisation stands; :attr:`step`, :attr:`steps`, :attr:`draws` and :meth:`host` are its own.
         target: what is wanted.
         codes: the rendered codes, perturbation included.
         offsets: what was found so far, by name of the code: the codes without perturbation minus the start; copy what is
@@ -75,12 +78,10 @@ class Moment:
         scene: the scene of the codes.
         camera: the target's cameras, or where they have moved.
         view: renders the scene from cameras, with random numbers.
-        draws: the step's random numbers.
         memo: what :meth:`shared` computed.
     """
 
-    step: int
-    steps: int
+    clock: Clock
     target: Target
     codes: Codes
     offsets: Mapping[str, Tensor]
@@ -88,8 +89,26 @@ class Moment:
     scene: Scene
     camera: Camera
     view: Callable[[Camera, Draws], GeneratorOutput]
-    draws: Draws
     memo: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def step(self) -> int:
+        """Number of the step."""
+        return self.clock.step
+
+    @property
+    def steps(self) -> int:
+        """In all."""
+        return self.clock.steps
+
+    @property
+    def draws(self) -> Draws:
+        """The step's random numbers."""
+        return self.clock.draws
+
+    def host(self, make: Callable[[Clock], T]) -> T:
+        """Tensors computed on the CPU of step and draws, on the device: :meth:`Clock.host`."""
+        return self.clock.host(make)
 
     @property
     def output(self) -> GeneratorOutput:
@@ -155,17 +174,20 @@ class Problem:
             return self.target.camera
         return self.make_camera(self.start_view + view_offset)
 
+    def clock(self, step: int, steps: int, stage: str) -> Clock:
+        """A step of a stage."""
+        return Clock(step, steps, self.draws.at(step=step, phase=stage), self.target.picture.device)
+
     def moment(
         self,
         codes: Codes,
         offsets: Mapping[str, Tensor],
         noise: Mapping[str, Tensor],
         camera: Camera,
-        where: tuple[int, int, str],
+        where: Clock | tuple[int, int, str],
     ) -> Moment:
-        """The scene of codes and noise. ``where``: step, steps, name of the stage."""
-        step, steps, stage = where
-        draws = self.draws.at(step=step, phase=stage)
+        """The scene of codes and noise. ``where``: see :meth:`clock`."""
+        clock = where if isinstance(where, Clock) else self.clock(*where)
         make = self.generator.scene if self.make_scene is None else self.make_scene
         scene = make(codes, dict(noise) or None)
         render = self.generator.render if self.make_output is None else self.make_output
@@ -173,7 +195,7 @@ class Problem:
         def view(seen_from: Camera, numbers: Draws) -> GeneratorOutput:
             return render(scene, seen_from, self.settings, numbers)
 
-        return Moment(step, steps, self.target, codes, offsets, noise, scene, camera, view, draws)
+        return Moment(clock, self.target, codes, offsets, noise, scene, camera, view)
 
     def losses(self, moment: Moment) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum (N,), and every term (N,) without its weight. ValueError for a term of another shape."""

@@ -11,8 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from facelab.errors import UserError, nearest
+from facelab.inversion import recorded
+from facelab.inversion.clock import Clock
 from facelab.inversion.loop import STEP, Report, Solution, Stage, State, _fitting
 from facelab.inversion.problem import Moment, Problem
+from facelab.inversion.recorded import warn
 from facelab.inversion.schedules import ramped_rate
 
 
@@ -25,12 +28,15 @@ class TuningSettings:
         rate: step -> learning rate; None: :func:`ramped_rate` from 3e-4.
         betas: Adam's.
         enough: looked at before the weights move; True ends the tuning without another move.
+        cuda_graphs, say: as those of :class:`~facelab.inversion.loop.InversionSettings`.
     """
 
     steps: int = 100
     rate: Callable[[int], float] | None = None
     betas: tuple[float, float] = (0.9, 0.999)
     enough: Callable[[Report], bool] | None = None
+    cuda_graphs: bool = False
+    say: Callable[[str], None] = warn
 
     def rate_at(self, step: int) -> float:
         """Learning rate."""
@@ -73,24 +79,25 @@ class Tuning(Stage):
         chosen = tunable(generator, parts)
         for value in chosen.values():
             value.requires_grad_()
-        super().__init__(chosen, self.settings.steps, self.settings.betas, 0.0)
+        s = self.settings
+        graphs = recorded.step_graphs(s.cuda_graphs, problem.target.picture.device, s.say)
+        super().__init__(chosen, s.steps, s.betas, 0.0, graphs)
 
     def advance(self) -> Report:
         """One step. UserError where the loss is not finite."""
-        moment = self._moment()
-        total, parts = self.problem.losses(moment)
-        report = Report.of(self.step, total, parts, moment)
+        found = self._compute(self.problem, self._clock(), self._moment)
+        report = Report.of(self.step, found)
         if self.settings.enough is not None and self.settings.enough(report):
-            self.steps = self.step  # a tuning that goes on from here sees the same and ends as well
+            self.steps, self.graphs = self.step, None  # a tuning that goes on from here sees the same and ends as well
             return report
         rate = self.settings.rate_at(self.step)
-        self._descend(total, parts, lambda _: rate)
+        self._descend(found, lambda _: rate)
         return report
 
     @torch.no_grad()
     def losses(self) -> tuple[Tensor, dict[str, Tensor]]:
         """Total and terms, (N,) each, with the present weights."""
-        return self.problem.losses(self._moment())
+        return self.problem.losses(self._moment(self._clock()))
 
     def state(self) -> State:
         """Weights, Adam's moments and the step, on the CPU. NotFiniteError as :meth:`settle`."""
@@ -103,7 +110,10 @@ class Tuning(Stage):
         step = int(_fitting(state, STEP, torch.zeros(1, dtype=torch.int64)))
         self._restore_moments(state, step)
 
-    def _moment(self) -> Moment:
+    def _clock(self) -> Clock:
+        return self.problem.clock(self.step, self.steps, "tuning")
+
+    def _moment(self, clock: Clock) -> Moment:
         p = self.pivot
         nothing = {name: torch.zeros_like(value) for name, value in p.codes.values.items()}
-        return self.problem.moment(p.codes, nothing, p.noise, p.camera, (self.step, self.steps, "tuning"))
+        return self.problem.moment(p.codes, nothing, p.noise, p.camera, clock)

@@ -15,7 +15,8 @@ Shape legend: N pictures, K samples of (t, eps) for each, S side in pixels, h, w
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from facelab.draws import Draws, moved
+from facelab.draws import Draws
 from facelab.errors import nearest
 
 Formula = Literal["beyond_prompt", "from_empty"]
@@ -33,6 +34,7 @@ WEIGHTINGS = ("one_minus_alpha", "sqrt_alpha", "one")
 PRECISIONS = ("fp16", "bf16", "fp32")
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 PICTURE_SIZE = 512  # pixels, where the denoiser does not say
+Share = float | Callable[[int], float]  # 0..1 of an optimisation that is done, or a function of the step that says so
 
 
 class Conditioning(Protocol):
@@ -228,18 +230,19 @@ class ScoreDistillation:
         shape = tuple(self.embeddings.tokens.shape)
         if len(shape) != 3 or shape[0] != 2:
             raise ValueError(f"embeddings must be (2, T, C), of the negative prompt and of the prompt, got {shape}")
+        self._alphas: dict[torch.device, Tensor] = {}  # of the schedule, copied to a device once
         self.scaling = float(_entry(getattr(vae, "config", None), "scaling_factor", 1.0))
         self.side = self.settings.picture_size or _own_size(unet, vae)
 
     def gradient(
-        self, pictures: Tensor, draws: Draws, *, progress: float = 0.0, timesteps: Tensor | None = None
+        self, pictures: Tensor, draws: Draws, *, progress: Share = 0.0, timesteps: Tensor | None = None
     ) -> tuple[Tensor, Distilled]:
         """The gradient of weight 1 with respect to the pictures, on their device and in float32.
 
         Args:
             pictures: (N, 3, S, S) about [-1, 1], not clamped.
             draws: ``sds/posterior``, ``sds/t`` and ``sds/noise`` are drawn on the CPU, so devices agree.
-            progress: 0..1, for ``t_max_end``.
+            progress: 0..1, for ``t_max_end``; as a function of the step where steps are played back as CUDA graphs.
             timesteps: (K, N) or (N,) integers instead of random ones.
 
         Raises:
@@ -252,7 +255,7 @@ class ScoreDistillation:
         gradient = self._through_encoder(latents, leaf, found.latent_gradient)
         return gradient.float(), found
 
-    def loss(self, pictures: Tensor, draws: Draws, *, progress: float = 0.0, timesteps: Tensor | None = None) -> Tensor:
+    def loss(self, pictures: Tensor, draws: Draws, *, progress: Share = 0.0, timesteps: Tensor | None = None) -> Tensor:
         """(N,) half the squared distance of the latents from where the prompt wants them; the derivative with respect
         to the pictures is :meth:`gradient`, times whatever the loss is multiplied with. Arguments as there.
 
@@ -272,7 +275,8 @@ class ScoreDistillation:
         device, dtype = _place(self.vae, pictures)
         fitted = self._fitted(pictures).to(device=device, dtype=dtype)
         found = self.vae.encode(fitted).latent_dist
-        noise = moved(draws.normal("sds/posterior", tuple(found.mean.shape)), device).to(found.mean.dtype)
+        shape = tuple(found.mean.shape)
+        noise = draws.host(lambda own: own.normal("sds/posterior", shape), device).to(found.mean.dtype)
         return (found.mean + found.std * noise) * self.scaling
 
     def with_embeddings(self, embeddings: Tensor | Conditioning) -> ScoreDistillation:
@@ -287,16 +291,19 @@ class ScoreDistillation:
         return F.interpolate(pictures, size=(self.side, self.side), mode="bilinear", align_corners=False)
 
     @torch.no_grad()
-    def _distil(self, latents: Tensor, draws: Draws, progress: float, timesteps: Tensor | None) -> Distilled:
+    def _distil(self, latents: Tensor, draws: Draws, progress: Share, timesteps: Tensor | None) -> Distilled:
         """The gradient of the latents: averaged over the samples, in float32, on the denoiser's device."""
         device, _ = _place(self.unet, latents)
         z = latents.detach().to(device).float()
-        t = moved(self._timesteps(len(z), draws, progress, timesteps), device)
+        count = len(z)
+        t = draws.host(lambda own: self._timesteps(count, own, progress, timesteps), device)
         shape = (len(t), *z.shape)
-        noise = moved(draws.normal("sds/noise", shape), device)
-        alpha = moved(self.schedule.alphas, device)[t][..., None, None, None]
+        noise = draws.host(lambda own: own.normal("sds/noise", shape), device)
+        if device not in self._alphas:
+            self._alphas[device] = self.schedule.alphas.to(device)
+        alpha = self._alphas[device][t][..., None, None, None]
         noisy = alpha.sqrt() * z + (1 - alpha).sqrt() * noise
-        empty, prompted = self._predict(noisy.flatten(0, 1), t.flatten())
+        empty, prompted = self._predict(noisy.flatten(0, 1), t.flatten(), draws)
         empty, prompted = (self.schedule.noise_in(value.reshape(shape), noisy, alpha) for value in (empty, prompted))
         base = prompted if self.settings.formula == "beyond_prompt" else empty
         gradient = self._weight(alpha) * (base + self.settings.guidance * (prompted - empty) - noise)
@@ -308,7 +315,7 @@ class ScoreDistillation:
         gradient = gradient.to(latents.device)
         return Distilled(latents.detach(), gradient, t, gradient.square().flatten(1).sum(1))
 
-    def _timesteps(self, count: int, draws: Draws, progress: float, given: Tensor | None) -> Tensor:
+    def _timesteps(self, count: int, draws: Draws, progress: Share, given: Tensor | None) -> Tensor:
         """(K, N)."""
         steps = len(self.schedule.alphas)
         if given is not None:
@@ -316,22 +323,22 @@ class ScoreDistillation:
             if t.numel() == 0 or int(t.min()) < 0 or int(t.max()) >= steps:
                 raise ValueError(f"time steps must lie in 0..{steps - 1}, got {given.tolist()}")
             return t
-        low, high = self.settings.range_at(progress, steps)
+        low, high = self.settings.range_at(progress(draws.step) if callable(progress) else progress, steps)
         u = draws.uniform("sds/t", (self.settings.samples, count))
         return (low + (u * (high - low + 1)).floor().long()).clamp_max(high)
 
-    def _predict(self, noisy: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    def _predict(self, noisy: Tensor, t: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         """(R, 4, h, w), (R,) -> predictions without and with the prompt, float32; at most ``rows`` at a time."""
         device, dtype = _place(self.unet, noisy)
-        tokens = moved(self.embeddings.tokens, device).to(dtype)
+        tokens = draws.host(lambda _: self.embeddings.tokens, device).to(dtype)
         found: list[tuple[Tensor, Tensor]] = []
         size = self.settings.rows or len(noisy)
         for part, when in zip(noisy.split(size), t.split(size), strict=True):
             count = len(part)
-            told: dict[str, Any] = {"encoder_hidden_states": tokens.repeat_interleave(count, dim=0)}
-            extra = self.embeddings.extra(count, self.side)
+            told: dict[str, Any] = {"encoder_hidden_states": tokens[:, None].expand(-1, count, -1, -1).flatten(0, 1)}
+            extra = draws.host(functools.partial(_extra, self.embeddings, count, self.side), device)
             if extra is not None:
-                told["added_cond_kwargs"] = {name: moved(value, device).to(dtype) for name, value in extra.items()}
+                told["added_cond_kwargs"] = {name: value.to(dtype) for name, value in extra.items()}
             answer = self.unet(torch.cat([part, part]).to(dtype), torch.cat([when, when]), **told).sample
             empty, prompted = answer.float().chunk(2)
             found.append((empty, prompted))
@@ -373,6 +380,10 @@ class _Directed(torch.autograd.Function):
 def describe(settings: GuidanceSettings) -> dict[str, Any]:
     """For JSON files."""
     return dataclasses.asdict(settings)
+
+
+def _extra(embeddings: Conditioning, count: int, side: int, _: Draws) -> Mapping[str, Tensor] | None:
+    return embeddings.extra(count, side)
 
 
 def _checked(pictures: Tensor) -> Tensor:

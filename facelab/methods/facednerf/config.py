@@ -123,6 +123,7 @@ class MemoryConfig:
     superresolution: Literal["fp32", "bf16", "as_built"] = "fp32"  # as_built: half precision where the model has it
     recompute: bool = False  # keep nothing of backbone, super-resolution and diffusion's encoder for the backward
     max_points: int | None = None  # field evaluations kept for the backward at a time; null: all
+    cuda_graphs: bool = True  # on a GPU, queue the kernels of a step at once and play them back at every step
 
     def __post_init__(self) -> None:
         if self.max_points is not None and self.max_points < 1:

@@ -35,6 +35,7 @@ from facelab.inversion.loop import (
 )
 from facelab.inversion.noise import normalise_noise
 from facelab.inversion.problem import Problem, Target, Weighted
+from facelab.inversion.recorded import warn
 from facelab.inversion.session import Session
 from facelab.inversion.start import CodeStatistics, numpy_latents, start_statistics
 from facelab.inversion.tuning import Tuning, TuningSettings, tunable
@@ -94,6 +95,7 @@ class Control:
         on_step: called after each step.
         stop: asked before each step; True saves and raises :class:`facelab.errors.Interrupted`.
         draws: random numbers in place of those of ``config.seed``.
+        say: told in one line, once for each stage, why its steps cannot be played back (``memory.cuda_graphs``).
     """
 
     sessions: Sequence[Session] = ()
@@ -102,6 +104,7 @@ class Control:
     on_step: Callable[[Step], None] = lambda _: None
     stop: Callable[[], bool] = lambda: False
     draws: Draws | None = None
+    say: Callable[[str], None] = warn
 
 
 class Course:
@@ -168,7 +171,14 @@ class Course:
         def perturbation(step: int, name: str) -> float:
             return schedules.perturbation(step, codes.steps, spread[name], codes.perturbation)
 
-        settings = InversionSettings(codes.steps, rate, perturbation=perturbation, keep_best=False)
+        settings = InversionSettings(
+            codes.steps,
+            rate,
+            perturbation=perturbation,
+            keep_best=False,
+            cuda_graphs=c.memory.cuda_graphs,
+            say=self.control.say,
+        )
         generator = self.model.movable(precision_of(c))
         problem = self._problem(generator, self.target, {**self.terms, **noise_weight(c)})
         return Inversion(
@@ -250,7 +260,8 @@ class Course:
             if c.tune.schedule == "constant"
             else functools.partial(schedules.ramped_rate, steps=c.tune.steps, base=c.tune.lr)
         )
-        settings = TuningSettings(c.tune.steps, rate, enough=self._enough)
+        graphs, say = c.memory.cuda_graphs, self.control.say
+        settings = TuningSettings(c.tune.steps, rate, enough=self._enough, cuda_graphs=graphs, say=say)
         problem = self._problem(generator, target, terms)
         return Tuning(problem, solution, settings, tuned_parts(generator, c.tune.parts))
 

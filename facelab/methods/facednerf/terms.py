@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from facelab.cameras import Camera
-from facelab.draws import Draws, moved
+from facelab.draws import Draws
 from facelab.errors import UserError
 from facelab.generator import Codes
+from facelab.inversion.clock import Clock
 from facelab.inversion.problem import Moment, Target, Term, Weighted
 from facelab.inversion.terms import noise_term, perceptual_term, picture_term
 from facelab.lighting import PRESETS, project, reference_light, to_dpr
@@ -39,29 +40,52 @@ HALFWAY = 0.5  # of the way from the pivot to random codes, where locality looks
 
 
 @dataclass(frozen=True)
-class SideView:
+class Side:
     """One rendering from the side, as losses see it.
 
     Attributes:
         picture: (N, 3, S, S) in about [-1, 1], not clamped.
-        camera: N cameras, the same for every photo; on the CPU, so that nothing waits for the device.
-        angles: horizontal and vertical angle away from the front, radians (the vertical one in EG3D's even measure).
         draws: random numbers of the step.
-        progress: 0..1 of the stage.
     """
 
     picture: Tensor
+    draws: Draws
+
+
+@dataclass(frozen=True)
+class SideView:
+    """Where that is seen from, as lights to aim at see it; all on the CPU, so that nothing waits for the device.
+
+    Attributes:
+        camera: N cameras, the same for every photo.
+        angles: horizontal and vertical angle away from the front, radians (the vertical one in EG3D's even measure).
+        draws: random numbers of the step.
+        progress: 0..1 of the stage.
+        look: gives the picture.
+    """
+
     camera: Camera
     angles: tuple[float, float]
     draws: Draws
     progress: float
+    look: Callable[[], Tensor]
+
+    @property
+    def picture(self) -> Tensor:
+        """(N, 3, S, S) in about [-1, 1], not clamped, on its device. A light that looks at it keeps the steps from being
+        played back as CUDA graphs."""
+        return self.look()
 
 
 class TextLoss(Protocol):
     """:class:`~facelab.losses.score_distillation.ScoreDistillation` is one."""
 
-    def loss(self, pictures: Tensor, draws: Draws, *, progress: float = 0.0) -> Tensor:
-        """(N, 3, S, S) in about [-1, 1] -> (N,), with derivative for pictures."""
+    def loss(self, pictures: Tensor, draws: Draws, *, progress: Callable[[int], float]) -> Tensor:
+        """(N, 3, S, S) in about [-1, 1] -> (N,), with derivative for pictures.
+
+        ``progress``: step -> 0..1 of the stage; it is asked where numbers are drawn (``draws.host``), which know their
+        step.
+        """
         ...
 
 
@@ -73,7 +97,7 @@ class ClipLoss(Protocol):
         ...
 
 
-LightGoal = Callable[[SideView], Tensor]  # -> (9,) or (N, 9) DPR's numbers as that camera should see them
+LightGoal = Callable[[SideView], Tensor]  # -> (9,) or (N, 9) DPR's numbers as that camera should see them, on the CPU
 
 
 @dataclass(frozen=True)
@@ -105,7 +129,7 @@ def world_light(light: Tensor) -> LightGoal:
         light: (9,), (1, 9) or (N, 9) in world terms (:mod:`facelab.lighting`), what ``light_from_yaml`` returns.
     """
     known = (light if light.ndim > 1 else light[None]).detach().cpu().float()
-    return lambda side: moved(to_dpr(known, side.camera), side.picture.device).to(side.picture.dtype)
+    return lambda side: to_dpr(known, side.camera)
 
 
 def reference_goal(function: str | PolarFunction, sampled: bool = False) -> LightGoal:
@@ -122,8 +146,7 @@ def reference_goal(function: str | PolarFunction, sampled: bool = False) -> Ligh
     def goal(side: SideView) -> Tensor:
         offsets = (side.angles[1], side.angles[0])
         jitter = side.draws.uniform("light", (REFERENCE_GRID, REFERENCE_GRID, 2)) if sampled else None
-        numbers = REFERENCE_SCALE * project(chosen, offsets, jitter=jitter, phase=True)
-        return moved(numbers.to(side.picture.dtype), side.picture.device)
+        return (REFERENCE_SCALE * project(chosen, offsets, jitter=jitter, phase=True)).float()
 
     return goal
 
@@ -131,19 +154,43 @@ def reference_goal(function: str | PolarFunction, sampled: bool = False) -> Ligh
 # ---------------------------------------------------------------- losses
 
 
-def side_view(model: Model, config: FaceDNeRFConfig, moment: Moment) -> SideView:
+def side_view(model: Model, config: FaceDNeRFConfig, moment: Moment) -> Side:
     """The step's side view: rendered once, whoever asks first."""
 
-    def make() -> SideView:
+    def make() -> Side:
+        camera = moment.host(functools.partial(_side_camera, model, config, len(moment.target)))
         draws = moment.draws.at(phase=f"{moment.draws.phase}/side")
-        u = draws.uniform("side", (2,)).double() - 0.5
-        angles = (float(u[0]) * config.side.width, float(u[1]) * config.side.height)
-        camera = model.camera(config, *angles).map(lambda x: x.expand(len(moment.target), *x.shape[1:]))
-        picture = moment.render(camera.map(lambda x: moved(x, model.device)), draws).rgb
+        picture = moment.render(camera, draws).rgb
         moment.shared(SIDE, lambda: picture)
-        return SideView(picture, camera, angles, draws, moment.step / max(1, moment.steps))
+        return Side(picture, draws)
 
     return moment.shared("side_view", make)
+
+
+def side_place(model: Model, config: FaceDNeRFConfig, count: int, look: Callable[[], Tensor], clock: Clock) -> SideView:
+    """From where the side view of a step is seen; ``look`` gives its picture."""
+    draws = clock.draws.at(phase=f"{clock.draws.phase}/side")
+    angles = _angles(config, draws)
+    camera = model.camera(config, *angles).map(lambda x: x.expand(count, *x.shape[1:]))
+    return SideView(camera, angles, draws, _share(clock.steps, clock.step), look)
+
+
+def _side_camera(model: Model, config: FaceDNeRFConfig, count: int, clock: Clock) -> Camera:
+    return side_place(model, config, count, _nothing, clock).camera
+
+
+def _angles(config: FaceDNeRFConfig, draws: Draws) -> tuple[float, float]:
+    u = draws.uniform("side", (2,)).double() - 0.5
+    return float(u[0]) * config.side.width, float(u[1]) * config.side.height
+
+
+def _share(steps: int, step: int) -> float:
+    """0..1 of a stage."""
+    return step / max(1, steps)
+
+
+def _nothing() -> Tensor:
+    raise ValueError("this side view has no picture")
 
 
 def make_terms(
@@ -155,8 +202,7 @@ def make_terms(
         UserError: a loss without its network or light, or no loss at all.
     """
     weights, made = config.active, {}
-    side = functools.partial(side_view, model, config)
-    makers = _makers(target, networks, goal, side)
+    makers = _makers(model, target, config, networks, goal)
     for name, (needed, make) in makers.items():
         weight = getattr(weights, name)
         missing = [what for what, value in needed.items() if value is None]
@@ -174,10 +220,11 @@ def make_terms(
 
 
 def _makers(
-    target: Target, networks: Networks, goal: LightGoal | None, side: Callable[[Moment], SideView]
+    model: Model, target: Target, config: FaceDNeRFConfig, networks: Networks, goal: LightGoal | None
 ) -> dict[str, tuple[dict[str, Any], Callable[[], Term]]]:
     """name of the loss -> what it needs, what makes it."""
-    n = networks
+    n, side = networks, functools.partial(side_view, model, config)
+    place = functools.partial(side_place, model, config, len(target))
     return {
         "identity": ({"identity network": n.identity}, lambda: _identity(_given(n.identity), target)),
         "reconstruction": (
@@ -189,7 +236,7 @@ def _makers(
         "clip": ({"CLIP model with a prompt": n.clip}, lambda: _clip(_given(n.clip), side)),
         "light": (
             {"light estimator": n.light, "light to aim at": goal},
-            lambda: _light(_given(n.light), _given(goal), side),
+            lambda: _light(_given(n.light), _given(goal), side, place),
         ),
     }
 
@@ -239,14 +286,15 @@ def locality_term(model: Model, generator: Any, pivot: Codes, config: FaceDNeRFC
     settings, samples = model.settings(config), config.tune.locality_samples
     label = model.camera(config).label().float().to(model.device)
 
+    def elsewhere(draws: Draws) -> tuple[Camera, Tensor]:
+        camera = model.camera(config, *_angles(config, draws)).map(lambda x: x.expand(samples, *x.shape[1:]))
+        return camera, draws.normal("z", (samples, *model.generator.latent_spec["z"]))
+
     def term(moment: Moment) -> Tensor:
         draws = moment.draws.at(phase=f"{moment.draws.phase}/locality")
-        u = draws.uniform("side", (2,)).double() - 0.5
-        camera = model.camera(config, float(u[0]) * config.side.width, float(u[1]) * config.side.height)
-        camera = camera.map(lambda x: moved(x.expand(samples, *x.shape[1:]), model.device))
+        camera, z = draws.host(elsewhere, model.device)
         with torch.no_grad():
-            z = draws.normal("z", (samples, *model.generator.latent_spec["z"]))
-            random = model.generator.map({"z": moved(z, label.device)}, label)
+            random = model.generator.map({"z": z}, label)
             codes = Codes({"w": torch.lerp(pivot.values["w"], random.values["w"], HALFWAY)})
             before = model.generator.render(model.generator.scene(codes), camera, settings, draws).rgb
         after = generator.render(generator.scene(codes), camera, settings, draws).rgb
@@ -263,22 +311,29 @@ def _identity(embed: Callable[[Tensor], Tensor], target: Target) -> Term:
     return lambda moment: loss(moment.output.rgb)
 
 
-def _text(net: TextLoss, side: Callable[[Moment], SideView]) -> Term:
+def _text(net: TextLoss, side: Callable[[Moment], Side]) -> Term:
     def term(moment: Moment) -> Tensor:
         seen = side(moment)
-        return net.loss(seen.picture, seen.draws, progress=seen.progress)
+        return net.loss(seen.picture, seen.draws, progress=functools.partial(_share, moment.steps))
 
     return term
 
 
-def _clip(net: ClipLoss, side: Callable[[Moment], SideView]) -> Term:
+def _clip(net: ClipLoss, side: Callable[[Moment], Side]) -> Term:
     return lambda moment: net.loss(side(moment).picture)
 
 
-def _light(net: LightNet, goal: LightGoal, side: Callable[[Moment], SideView]) -> Term:
+def _light(
+    net: LightNet,
+    goal: LightGoal,
+    side: Callable[[Moment], Side],
+    place: Callable[[Callable[[], Tensor], Clock], SideView],
+) -> Term:
     def term(moment: Moment) -> Tensor:
-        seen = side(moment)
-        return light_distance(net, seen.picture, goal(seen))
+        picture = side(moment).picture
+        look = moment.clock.beside(picture, "has a light to aim at that looks at the picture")
+        wanted = moment.host(lambda clock: goal(place(look, clock)))
+        return light_distance(net, picture, wanted.to(picture.dtype))
 
     return term
 

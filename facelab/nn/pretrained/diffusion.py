@@ -8,6 +8,7 @@ files are read. The parts are those of the packages diffusers and transformers (
 
 from __future__ import annotations
 
+import functools
 import gc
 import hashlib
 import importlib.util
@@ -19,6 +20,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from facelab.errors import UserError
 from facelab.files import atomic_path
@@ -163,8 +165,14 @@ def frozen_parts(
         if torch.device(device).type == "cuda":  # the order that half precision convolutions want
             part.to(memory_format=torch.channels_last)
     if checkpointing:
-        vae.enable_gradient_checkpointing()
+        recompute_encoder(vae)
     return DiffusionParts(unet, vae, scheduler, kind, source)
+
+
+def recompute_encoder(vae: Any) -> None:
+    """Keep nothing of the encoder for the backward. No random state is read: no layer draws, and a CUDA graph (in which a
+    step may be recorded) could not."""
+    vae.enable_gradient_checkpointing(functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=False))
 
 
 def _model(kind: Any, folder: Path, part: str, dtype: torch.dtype) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,7 +131,7 @@ class Features:
 class Diffusion:
     """The case's text loss, which is a plain function of the picture."""
 
-    def loss(self, pictures: Tensor, draws: Draws, *, progress: float = 0.0) -> Tensor:
+    def loss(self, pictures: Tensor, draws: Draws, *, progress: Callable[[int], float]) -> Tensor:
         return 0.5 * (F.avg_pool2d(pictures / 2 + 0.5, 16) - 0.3).square().flatten(1).sum(1)
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -48,10 +49,14 @@ class FakeText:
     def __init__(self, level: float = 0.3) -> None:
         self.level, self.asked, self.progress = level, 0, []  # type: ignore[var-annotated]
 
-    def loss(self, pictures: Tensor, draws: Draws, *, progress: float = 0.0) -> Tensor:
+    def loss(self, pictures: Tensor, draws: Draws, *, progress: Callable[[int], float]) -> Tensor:
         self.asked += 1
-        self.progress.append(progress)
-        noise = draws.normal("fake", (1, 1, 1, 1)).to(pictures)
+
+        def drawn(own: Draws) -> Tensor:
+            self.progress.append(progress(own.step))
+            return own.normal("fake", (1, 1, 1, 1))
+
+        noise = draws.host(drawn, pictures.device).to(pictures)
         return (pictures - self.level + 0.01 * noise).square().flatten(1).mean(1)
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from facelab.losses.perceptual import RandomPerceptual
 from facelab.methods.facednerf import editing
 from facelab.methods.facednerf.course import CODES, TUNE, Course
 from facelab.methods.facednerf.editing import Control, Edited, Model, Networks, Step, edit, generate, project, relight
-from facelab.methods.facednerf.terms import SideView, side_view
+from facelab.methods.facednerf.terms import SideView, side_place
 from facelab.nn.stylegan2 import FULL
 from facelab.nn.stylegan2.noise import const_noise
 from tests.methods.facednerf.doubles import SIDE, FakeText, networks, photos, settings, tiny_model
@@ -238,7 +239,7 @@ def test_side_views_stay_in_their_rectangle_and_differ() -> None:
     seen = []
     for step in range(30):
         moment = inversion.problem.moment(inversion.start, {}, {}, course.target.camera, (step, 30, "inversion"))
-        seen.append(side_view(MODEL, config, moment))
+        seen.append(side_place(MODEL, config, 2, Tensor, moment.clock))
     angles = torch.tensor([view.angles for view in seen])
     assert (angles[:, 0].abs() <= 0.2).all() and (angles[:, 1].abs() <= 0.1).all()
     assert angles[:, 0].abs().max() > 0.15 and angles[:, 1].abs().max() > 0.07
@@ -251,7 +252,7 @@ def test_side_views_stay_in_their_rectangle_and_differ() -> None:
 
 def side_at(horizontal: float, vertical: float) -> SideView:
     camera = MODEL.camera(settings(), horizontal, vertical)
-    return SideView(torch.zeros(1, 3, SIDE, SIDE), camera, (horizontal, vertical), Draws(0), 0.0)
+    return SideView(camera, (horizontal, vertical), Draws(0), 0.0, lambda: torch.zeros(1, 3, SIDE, SIDE))
 
 
 def test_light_stays_in_the_world() -> None:
@@ -400,7 +401,7 @@ class Poisoned(FakeText):
         super().__init__()
         self.step, self.in_gradient = step, in_gradient
 
-    def loss(self, pictures: Tensor, draws: Draws, *, progress: float = 0.0) -> Tensor:
+    def loss(self, pictures: Tensor, draws: Draws, *, progress: Callable[[int], float]) -> Tensor:
         value = super().loss(pictures, draws, progress=progress)
         if draws.step < self.step:
             return value
@@ -423,7 +424,7 @@ def test_nan_stops_with_the_last_good_state(tmp_path: Path, in_gradient: bool) -
 
 def test_out_of_memory_says_what_helps(monkeypatch: pytest.MonkeyPatch) -> None:
     class Hungry(FakeText):
-        def loss(self, pictures: Tensor, draws: Draws, *, progress: float = 0.0) -> Tensor:
+        def loss(self, pictures: Tensor, draws: Draws, *, progress: Callable[[int], float]) -> Tensor:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
 
     with pytest.raises(
