@@ -95,7 +95,7 @@ def model_card(
     title = name or path.stem
     parts = [
         f"# {title}",
-        f"A {meta['method']} model for {config.render.resolution} px pictures, made with facelab.",
+        _opening(str(meta["method"]), config),
         "## Training",
         f"```text\n{command or training_command(meta, staged)}\n```",
         _bullets(_training_facts(meta, staged, stored.step, timing, hardware)),
@@ -110,6 +110,11 @@ def model_card(
         _licence(config, meta),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _opening(method: str, config: Any) -> str:
+    size = sight_of(config).picture_size or config.render.resolution
+    return f"{'An' if method[0] in 'aeio' else 'A'} {method} model for {size} px pictures, made with facelab."
 
 
 def training_command(meta: Mapping[str, Any], staged: Any) -> str:
@@ -146,10 +151,11 @@ def _training_facts(
     if data.path:
         recipe = "Data: pictures given by --data"
     else:
+        yaw_std, pitch_std = sight.heads_std or (prior.yaw_std, prior.pitch_std)
         recipe = (
             f"Data: {data.heads} synthetic heads of seed {config.train.seed} (facelab.data.synthetic), cameras with standard "
-            f"deviations of {prior.yaw_std} (yaw) and {prior.pitch_std} (pitch) radians, {sight.fov:g} degrees field of view, "
-            "black background"
+            f"deviations of {yaw_std} (yaw) and {pitch_std} (pitch) radians, {sight.fov:g} degrees field of view, "
+            f"{sight.heads_background} background"
         )
     facts = [recipe, f"Steps: {step}; pictures seen: {meta.get('images', 'not stated')}"]
     reached = staged.stage_index(step, int(meta.get("images", 0))) + 1
@@ -157,7 +163,8 @@ def _training_facts(
         f"{row.render.resolution} px from {'step' if staged.unit == 'from_step' else 'image'} {at}"
         for at, row in zip(staged.boundaries[:reached], staged.stages[:reached], strict=True)
     ]
-    facts.append(f"Stages: {', '.join(starts)}")
+    stages = "Stages" if sight.picture_size is None else "Side of the rendering"
+    facts.append(f"{stages}: {', '.join(starts)}")
     if timing is not None:
         minutes = timing["seconds"] * timing["processes"] / 60
         what = f"{timing['processes']} process{'es' if timing['processes'] != 1 else ''}"

@@ -11,6 +11,7 @@ import torch
 from click.testing import CliRunner
 
 from facelab.api import load
+from facelab.assets import find_bundled
 from facelab.checkpoints.format import checkpoint_folder, load_checkpoint, save_checkpoint
 from facelab.cli.card import card_command, model_card, read_metrics, training_command
 from facelab.cli.convert import Initialised
@@ -121,6 +122,24 @@ def test_the_card_states_what_the_file_holds(exported: Path):
     assert "- It was never trained." in text and "Apache-2.0. Trained on synthetic heads only" in text
     assert str(exported.parent) not in text, "no place of this machine"
     assert "Nothing was measured." in model_card(exported)
+
+
+@pytest.mark.parametrize(
+    ("name", "opening", "data"),
+    [
+        ("eg3d_synthetic_128", "An eg3d model for 128 px pictures", "0.3 (yaw) and 0.155 (pitch) radians, 13.3738"),
+        ("cnerf_synthetic_64", "A cnerf model for 64 px pictures", "0.45 (yaw) and 0.15 (pitch) radians, 12"),
+    ],
+)
+def test_cards_of_the_bundled_models_say_what_their_data_were(name: str, opening: str, data: str):
+    text, ground = model_card(Path(name)), {"eg3d": "white", "cnerf": "grey"}[name.split("_")[0]]
+    assert opening in text and f"deviations of {data} degrees field of view, {ground} background" in text
+    plain = [line for line in text.splitlines() if line.startswith("python scripts/train_")]
+    assert len(plain) == 1 and "--set" not in plain[0], "the recipe is the curriculum as it is"
+    path = find_bundled(name)
+    assert path is not None
+    card = path.with_suffix(".md").read_text(encoding="utf-8")
+    assert opening in card and f"{ground} background" in card
 
 
 def test_numbers_of_another_model_are_refused(exported: Path, tmp_path: Path):
