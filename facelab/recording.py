@@ -15,6 +15,7 @@ phases of training with it, :mod:`facelab.inversion.recorded` steps of inversion
 
 from __future__ import annotations
 
+import gc
 import traceback
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
@@ -255,6 +256,7 @@ class Recorder:
         self._entries: dict[Hashable, list[Entry]] = {}
         self._refused: set[Hashable] = set()
         self._pool: Any = None
+        self._stream: Any = None
         self.played = 0  # runs so far
 
     def begin(self, context: Any) -> Recording:
@@ -313,18 +315,21 @@ class Recorder:
         except (Ungraphable, RuntimeError) as found:
             problem = reason(found)
         if problem is not None:  # outside of the handler, which holds on to the memory of what broke off
-            self._pool = None  # a capture that broke off leaves its pool unusable
+            self._pool = self._stream = None  # a capture that broke off leaves them unusable
             self._refuse(key, f"met: {problem}")
             return work(context)
         return self._play(key, entry, context, work)
 
     def _captured(self, context: Any, recording: Recording, work: Work) -> Any:
         playing = self.taped(context, recording, True)
-        torch.cuda.synchronize(context.device)
-        self._pool = self._pool or torch.cuda.graph_pool_handle()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            recording.result = work(playing)
+        gc.collect()  # derivatives of earlier runs that cycles keep alive belong to another stream
+        with torch.cuda.device(context.device):
+            torch.cuda.synchronize()
+            self._pool = self._pool or torch.cuda.graph_pool_handle()
+            self._stream = self._stream or torch.cuda.Stream()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
+                recording.result = work(playing)
         return graph
 
     def _play(self, key: Hashable, entry: Entry, context: Any, work: Work) -> Any:
@@ -335,7 +340,8 @@ class Recorder:
             if isinstance(entry.graph, Again):
                 entry.graph.replay(context)
             else:
-                entry.graph.replay()
+                with torch.cuda.device(context.device):
+                    entry.graph.replay()
         except Ungraphable as problem:
             if running and not self.pure:
                 raise

@@ -16,8 +16,12 @@ styles folded into the weights, no TF32. The original's loop that projects its l
 then added, in ``minutes_with_loop``: its numbers do not depend on the rest of a step. That the original also judges the
 photo anew at every step is not in it.
 
+``eager`` is ``tf32`` without CUDA graphs (``memory.cuda_graphs=false``); all other ways but the plain ones play their
+steps back. ``played`` counts such steps of a stage, ``said`` holds the reason where there are none.
+
 Times are medians and interquartile ranges by CUDA events after warm-up; ``memory_gib`` is the peak with all networks,
-without the first steps, in which cuDNN tries what fits into free memory (``first_steps_gib``).
+without the first steps, in which cuDNN tries what fits into free memory (``first_steps_gib``); with graphs it is what the
+process has reserved, for their memory is no part of the allocator's peak.
 ``losses`` are those of the first step, which every way computes from the same random numbers; ``waits`` counts by line
 where a step makes the CPU wait for the GPU. ``first_picture_seconds`` goes from loaded networks to the first step's
 picture in the CPU's memory; in the first row (``cold``) kernels are compiled in it. Weights are not read from a disk.
@@ -63,6 +67,7 @@ from facelab.methods.facednerf.course import Control, Course, Step, one_of
 from facelab.methods.facednerf.editing import Model, Networks, light_goal
 from facelab.methods.facednerf.terms import make_terms, noise_weight
 from facelab.nn.pretrained.arcface import ArcFace, FaceIdentity
+from facelab.nn.pretrained.diffusion import recompute_encoder
 from facelab.nn.pretrained.light_estimator import LightEstimator
 from facelab.nn.pretrained.tiny_diffusion import full_size_diffusion, tiny_diffusion, tiny_embeddings
 from facelab.rendering.integrators import RenderOutput
@@ -72,6 +77,7 @@ from facelab.rendering.settings import RenderSettings
 CODES_STEPS, TUNE_STEPS = 1000, 400  # of a whole run
 TASKS = {"edit": "edit_and_relight", "relight": "relight"}  # and their presets
 LAMP = "right"
+EAGER = "memory.cuda_graphs=false"
 
 
 @dataclass(frozen=True)
@@ -87,18 +93,20 @@ class Way:
 
 WAYS = {
     "tf32": Way(),
+    "eager": Way((EAGER,)),
     "fp32": Way(("memory.precision=fp32",)),
     "bf16": Way(("memory.superresolution=bf16",)),
+    "bf16+eager": Way(("memory.superresolution=bf16", EAGER)),
     "as_built": Way(("memory.superresolution=as_built",)),
     "low_memory": Way(LOW_MEMORY),
     "samples_1": Way(("render.sample_factor=1",)),
     "bf16+samples_1": Way(("memory.superresolution=bf16", "render.sample_factor=1")),
     "folded": Way(folded=True),
     "diffusion_nchw": Way(diffusion_last=False),
-    "plain": Way(("memory.precision=fp32",), plain=True),
-    "plain+tf32": Way(plain=True),
+    "plain": Way(("memory.precision=fp32", EAGER), plain=True),
+    "plain+tf32": Way((EAGER,), plain=True),
 }
-USUAL = ("tf32", "fp32", "bf16", "low_memory", "samples_1", "plain")  # the others run when named
+USUAL = ("tf32", "eager", "fp32", "bf16", "low_memory", "samples_1", "plain")  # the others run when named
 
 
 @dataclass(frozen=True)
@@ -274,7 +282,7 @@ def prepare_text(networks: Networks, config: FaceDNeRFConfig, way: Way) -> None:
     for part in (text.unet, text.vae):
         part.to(memory_format=torch.channels_last if way.diffusion_last else torch.contiguous_format)
     if config.memory.recompute:
-        text.vae.enable_gradient_checkpointing()
+        recompute_encoder(text.vae)
     else:
         text.vae.disable_gradient_checkpointing()
 
@@ -330,7 +338,11 @@ def steps_of(stage: Any, sizes: Sizes, device: torch.device) -> Row:
         stage.advance()
     first = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None
     row = timed(stage.advance, device, sizes.repeats, 0)
-    return {**row, "first_steps_gib": first, "waits": waits(stage.advance, device)}
+    graphs = stage.graphs
+    if graphs is not None and graphs.played:
+        row["memory_gib"] = row["reserved_gib"]
+    waiting = waits(stage.advance, device)
+    return {**row, "first_steps_gib": first, "waits": waiting, "played": 0 if graphs is None else graphs.played}
 
 
 def bench_run(
@@ -340,8 +352,9 @@ def bench_run(
     config = settings_of(task, way, sizes)
     prepare_text(networks, config, way)
     seconds, losses = first_picture(model, networks, config, way, device)
-    course = make_course(model, networks, config, way)
-    row: Row = {"first_picture_seconds": seconds, "losses": losses}
+    said: list[str] = []
+    course = make_course(model, networks, config, way, Control(say=said.append))
+    row: Row = {"first_picture_seconds": seconds, "losses": losses, "said": said}
     with course.switches():
         inversion = course.inversion()
         row["codes"] = steps_of(inversion, sizes, device)

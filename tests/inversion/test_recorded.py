@@ -15,7 +15,6 @@ from torch import Tensor
 from facelab.generator import GeneratorOutput
 from facelab.inversion import recorded
 from facelab.inversion.loop import Inversion, InversionSettings, NotFiniteError, advance_until
-from facelab.inversion.noise import normalise_noise
 from facelab.inversion.problem import Moment, Problem
 from facelab.inversion.recorded import StepGraphs
 from facelab.inversion.schedules import perturbation, ramped_rate
