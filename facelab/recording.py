@@ -15,6 +15,7 @@ phases of training with it, :mod:`facelab.inversion.recorded` steps of inversion
 
 from __future__ import annotations
 
+import functools
 import gc
 import traceback
 from collections.abc import Callable, Hashable, Sequence
@@ -159,6 +160,8 @@ class Tape:
 class RecordingDraws(Draws):
     """The draws of a run that is recorded or played."""
 
+    tape: Tape
+
     def __init__(self, seed: int, phase: str, chunk: int, tape: Tape) -> None:
         for name, value in (("seed", seed), ("phase", phase), ("chunk", chunk), ("tape", tape)):
             object.__setattr__(self, name, value)
@@ -256,7 +259,6 @@ class Recorder:
         self._entries: dict[Hashable, list[Entry]] = {}
         self._refused: set[Hashable] = set()
         self._pool: Any = None
-        self._stream: Any = None
         self.played = 0  # runs so far
 
     def begin(self, context: Any) -> Recording:
@@ -315,7 +317,7 @@ class Recorder:
         except (Ungraphable, RuntimeError) as found:
             problem = reason(found)
         if problem is not None:  # outside of the handler, which holds on to the memory of what broke off
-            self._pool = self._stream = None  # a capture that broke off leaves them unusable
+            self._pool = None  # a capture that broke off leaves its pool unusable
             self._refuse(key, f"met: {problem}")
             return work(context)
         return self._play(key, entry, context, work)
@@ -326,9 +328,9 @@ class Recorder:
         with torch.cuda.device(context.device):
             torch.cuda.synchronize()
             self._pool = self._pool or torch.cuda.graph_pool_handle()
-            self._stream = self._stream or torch.cuda.Stream()
+            stream = _capture_stream(torch.cuda.current_device())
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, self._pool, stream, capture_error_mode="thread_local"):
                 recording.result = work(playing)
         return graph
 
@@ -355,6 +357,12 @@ class Recorder:
         self._entries.pop(key, None)
         name = key[0] if isinstance(key, tuple) else key
         self._say(f"{self.kind} {name} runs without a CUDA graph: it {problem}")
+
+
+@functools.lru_cache
+def _capture_stream(device: int) -> Any:
+    """One for all captures on a device: libraries keep a workspace for each stream that they ever saw."""
+    return torch.cuda.Stream(device)
 
 
 @dataclass

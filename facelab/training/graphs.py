@@ -103,7 +103,8 @@ class TapedShared(SharedResults):
         self._tape = tape
 
     def get(self, name: str, first: int, count: int, make: Callable[[], Any]) -> Any:
-        recording, outer = self._tape.recording, self._tape.origin._shared
+        recording: Any = self._tape.recording
+        outer = self._tape.origin._shared
         if name in recording.made:
             return recording.made[name]
         if self._tape.playing and name in recording.borrowed:

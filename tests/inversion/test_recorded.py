@@ -58,7 +58,8 @@ def random_view(moment: Moment) -> Tensor:
 def problem_of(terms: dict[str, Any], device: str = "cpu") -> Problem:
     target, _ = own_pictures(Double(), VIEWS)
     made = make_problem(target.to(device), VIEWS.to(device) + 0.05, {"noise": noise_term, "view": random_view, **terms})
-    made.generator.to(device)
+    generator: Any = made.generator
+    generator.to(device)
     return made
 
 
@@ -253,6 +254,8 @@ def test_outside_of_its_run_a_recording_answers_nothing(played: list[StepGraphs]
 @pytest.mark.gpu
 @pytest.mark.parametrize("make", [inversion, tuning])
 def test_graphs_on_a_gpu(make: Any) -> None:
+    """Within what atomics and Adam make of rounding; a number of another step would be seen: the view's loss differs by
+    tenths from one to the next."""
     said: list[str] = []
     plain, again = make(False, said, "cuda"), make(True, said, "cuda")
     graphs = again.graphs
@@ -262,5 +265,5 @@ def test_graphs_on_a_gpu(make: Any) -> None:
     for step, (one, other) in enumerate(zip(first, second, strict=True)):
         for name, value in one.items():
             torch.testing.assert_close(
-                other[name], value, rtol=1e-3, atol=1e-4, msg=lambda text, s=step, n=name: f"step {s}, {n}: {text}"
+                other[name], value, rtol=1e-2, atol=2e-3, msg=lambda text, s=step, n=name: f"step {s}, {n}: {text}"
             )
