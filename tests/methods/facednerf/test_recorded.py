@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -190,6 +192,29 @@ def test_nan_stops_with_the_last_good_state(tmp_path: Path, played: list[StepGra
     rest = edited(config, networks(), "right", graphs=True, sessions=[Session(tmp_path)])
     assert rest[0].steps == CODES_STEPS + TUNE_STEPS - 4
     alike((whole[0], [], []), (rest[0], [], []))
+
+
+def test_a_stage_that_is_dropped_takes_its_recordings_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No circle of references holds gigabytes of a graph until Python looks for circles."""
+    monkeypatch.setattr(recorded, "step_graphs", lambda wanted, device, say: StepGraphs(False, say))
+    config = settings(*ALL)
+    course = Course(MODEL, photos(MODEL), config, networks(text=text(config)), light_goal("right", config))
+    inversion = course.inversion()
+    gc.disable()
+    try:
+        for _ in range(3):  # recorded, not played: the double of a graph holds on to its work
+            inversion.advance()
+        graphs = weakref.ref(inversion.graphs)
+        found = inversion.present()
+        del inversion
+        assert graphs() is None
+        tuning = course.tuning(found, 0)
+        tuning.advance()
+        graphs = weakref.ref(tuning.graphs)
+        del tuning
+        assert graphs() is None
+    finally:
+        gc.enable()
 
 
 # ---------------------------------------------------------------- on a GPU
