@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 import facelab
+from facelab.assets import bundled
 from facelab.checkpoints import state_codec, tensor_files
 from facelab.errors import UserError, nearest
 from facelab.files import _umask, describe_os_error
@@ -269,6 +270,8 @@ def find_checkpoint(path: str | Path) -> Path:
         if (replaced / INDEX).is_file():
             return replaced
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        if path.name == str(path):  # a bare name may stand for a bundled model
+            siblings += [asset.name for asset in bundled()]
         raise UserError(
             f"no checkpoint at {path}: no such file or folder; check the path.{nearest(path.name, siblings)}"
         )

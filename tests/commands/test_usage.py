@@ -37,6 +37,13 @@ def test_tracebacks_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         invoke(*arguments)
 
 
+@pytest.mark.parametrize("name", ["cnerf_synthetic_64", "eg3d_synthetic_128", "fenerf_synthetic_64"])
+def test_a_misspelt_bundled_model_is_recognised(name: str) -> None:
+    result = invoke("render_images", name.replace("synthetic", "syntetic"))
+    assert result.exit_code == 2 and result.stderr.count("\n") == 1
+    assert f"Did you mean '{name}'?" in result.stderr
+
+
 def test_every_command_has_one_line_errors() -> None:
     for name in COMMANDS:
         result = invoke(name, "--no-such-option")
