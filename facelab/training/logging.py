@@ -196,11 +196,14 @@ class Throughput:
 
 
 def peak_memory(device: torch.device) -> dict[str, float]:
-    """``memory_gib``: largest amount allocated on the GPU since the last call; on the CPU the process's peak."""
+    """``memory_gib``: largest amount allocated on the GPU since the last call; on the CPU the process's peak.
+
+    ``memory_reserved_gib``: what is held at most, with the memory that recorded phases keep and never hand out again.
+    """
     if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(device)
+        peak, reserved = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
         torch.cuda.reset_peak_memory_stats(device)
-        return {"memory_gib": peak / 2**30}
+        return {"memory_gib": peak / 2**30, "memory_reserved_gib": reserved / 2**30}
     try:
         import resource
     except ImportError:  # not on Windows

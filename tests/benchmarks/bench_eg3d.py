@@ -216,6 +216,7 @@ VARIANTS: dict[str, Variant] = {
     "tf32+fp16": Variant(_lowered("fp16")),
     "tf32+fp16+channels_last": Variant(_lowered("fp16", LAST)),
     "tf32+graphs": Variant(_lowered("none", GRAPHS)),
+    "tf32+fp16+graphs": Variant(_lowered("fp16", GRAPHS)),
     "tf32+fp16+channels_last+graphs": Variant(_lowered("fp16", LAST, GRAPHS)),
     "tf32+fp16+channels_last+graphs+unscaled": Variant(_lowered("fp16", LAST, GRAPHS, "train.loss_scale=1")),
     "tf32+bf16+channels_last": Variant(_lowered("bf16", LAST)),

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tables of docs/facednerf.md from what measure_facednerf.py found:
 
-    python tests/benchmarks/facednerf_tables.py tests/benchmarks/results/facednerf_heads.json docs/facednerf.md
+    python tests/benchmarks/facednerf_tables.py RESULT.json [RESULT.json ...] docs/facednerf.md
 
 What stands between the two marks of the document is replaced.
 """
@@ -98,13 +98,13 @@ def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Write the tables of the first file into the second."""
-    source, document = (Path(argument) for argument in arguments)
+    """Write the tables of all files but the last into the last."""
+    *sources, document = (Path(argument) for argument in arguments)
     text = document.read_text(encoding="utf-8")
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         raise UserError(f"{document}: expected the marks {BEGIN} and {END} once each; put them where the tables belong")
     before, _, rest = text.partition(BEGIN)
-    made = tables(json.loads(source.read_text(encoding="utf-8")))
+    made = "\n\n".join(tables(json.loads(source.read_text(encoding="utf-8"))) for source in sources)
     with atomic_path(document) as temporary:
         temporary.write_text(f"{before}{BEGIN}\n{made}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
 

@@ -45,11 +45,13 @@ def summary(report: Path) -> dict[str, Any]:
     others, seconds = [], 0.0
     for case in ElementTree.parse(report).iter("testcase"):
         how, why = outcome(case)
-        module = case.get("classname", "").replace(".", "/") + ".py"
+        whole = not case.get("classname")  # a file that was not collected stands under its own name
+        module = (case.get("name" if whole else "classname") or "").replace(".", "/") + ".py"
         by_file.setdefault(module, Counter())[how] += 1
         seconds += float(case.get("time", 0))
         if how != "passed":
-            others.append({"test": f"{module}::{case.get('name')}", "outcome": how, "why": why})
+            test = module if whole else f"{module}::{case.get('name')}"
+            others.append({"test": test, "outcome": how, "why": why})
     total = sum(by_file.values(), Counter())
     tests = {module: dict(counts) for module, counts in sorted(by_file.items())}
     return {"outcomes": dict(total), "seconds_of_all": round(seconds, 1), "tests": tests, "not_passed": others}

@@ -10,6 +10,7 @@ import pytest
 XML = """<testsuites><testsuite name="pytest">
 <testcase classname="tests.cuda_ops.test_filters" name="test_a[x]" time="0.5"/>
 <testcase classname="tests.cuda_ops.test_filters" name="test_b" time="1.5"><failure message="assert 1 == 2&#10;more"/></testcase>
+<testcase classname="" name="tests.data.test_lmdb" time="0"><skipped message="collection skipped"/></testcase>
 <testcase classname="tests.nn.test_clip" name="test_c" time="0"><skipped message="needs a file"/></testcase>
 </testsuite></testsuites>"""
 
@@ -20,8 +21,9 @@ def test_outcomes_are_counted_and_reasons_kept(tmp_path: Path, monkeypatch: pyte
 
     (tmp_path / "junit.xml").write_text(XML)
     found = summary(tmp_path / "junit.xml")
-    assert found["outcomes"] == {"passed": 1, "failed": 1, "skipped": 1} and found["seconds_of_all"] == 2.0
+    assert found["outcomes"] == {"passed": 1, "failed": 1, "skipped": 2} and found["seconds_of_all"] == 2.0
     assert found["tests"]["tests/cuda_ops/test_filters.py"] == {"passed": 1, "failed": 1}
+    assert found["not_passed"][1]["test"] == "tests/data/test_lmdb.py"
     assert found["not_passed"][0] == {
         "test": "tests/cuda_ops/test_filters.py::test_b", "outcome": "failed", "why": "assert 1 == 2",
     }  # fmt: skip
