@@ -24,7 +24,7 @@ from facelab.config import from_dict, to_dict
 from facelab.data.classes import PALETTE
 from facelab.deviations import Deviation, active
 from facelab.draws import Draws
-from facelab.errors import UserError, nearest
+from facelab.errors import UserError, an, nearest
 from facelab.generator import Codes, GeneratorOutput, Scene, fill_output
 from facelab.methods import load_method
 from facelab.rendering.background import FILL_VALUES
@@ -189,7 +189,7 @@ class FaceModel:
     def filled_with(self, color: str) -> FaceModel:
         """The same model with another colour in empty rays: black, white, grey or light_grey. UserError otherwise."""
         if not hasattr(self.config.render, "fill_color"):
-            raise UserError(f"a {self.method} model leaves empty rays as they are, so it takes no fill colour")
+            raise UserError(f"{an(self.method)} model leaves empty rays as they are, so it takes no fill colour")
         if color not in FILL_VALUES:
             known = ", ".join(FILL_VALUES)
             raise UserError(f"unknown fill colour {color!r}, expected one of {known}.{nearest(color, FILL_VALUES)}")
@@ -208,7 +208,7 @@ class FaceModel:
             UserError: an unknown region, with the nearest name, or a model whose heads have no regions.
         """
         if not self.region_names:
-            raise UserError(f"heads of a {self.method} model are not composed of regions; expected a CNeRF model")
+            raise UserError(f"heads of {an(self.method)} model are not composed of regions; expected a CNeRF model")
         return self._with(subset=self.generator.subset(regions, carve))
 
     def with_noise(self, maps: Mapping[str, Tensor]) -> FaceModel:
@@ -267,7 +267,9 @@ class FaceModel:
         layers = self._method.truncated_layers
         if layers is None:
             if cutoff is not None:
-                raise UserError(f"a {self.method} model has one code for all layers, so it takes no truncation cutoff")
+                raise UserError(
+                    f"{an(self.method)} model has one code for all layers, so it takes no truncation cutoff"
+                )
             return self.generator.map(self.latents(seed), truncation=truncation)
         layers = layers if cutoff is None else cutoff
         return self.generator.map(self.latents(seed), truncation=truncation, cutoff=layers)

@@ -30,3 +30,12 @@ def nearest(name: str, candidates: Iterable[str]) -> str:
     """
     close = difflib.get_close_matches(str(name), [str(c) for c in candidates], n=1, cutoff=0.5)
     return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def an(name: str) -> str:
+    """The name behind its article.
+
+    >>> an("eg3d"), an("fenerf")
+    ('an eg3d', 'a fenerf')
+    """
+    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"

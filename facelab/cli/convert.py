@@ -198,12 +198,12 @@ def convert_checkpoint(
 
     from facelab.checkpoints.format import atomic_write, export_model
     from facelab.config import to_dict
-    from facelab.errors import UserError
+    from facelab.errors import UserError, an
 
     original = read_foreign(source, method, ema, not no_ema, curriculum)
     if method not in ("auto", original.method):
         raise UserError(
-            f"{source} is a {original.method} generator, not {method}; say 'convert_checkpoint {original.method} ...' or auto"
+            f"{source} is {an(original.method)} generator, not {method}; say 'convert_checkpoint {original.method} ...' or auto"
         )
     for note in original.notes:
         click.echo(note)

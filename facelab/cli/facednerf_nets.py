@@ -121,15 +121,15 @@ def _guidance(o: dict[str, Any], config: FaceDNeRFConfig, device: str) -> tuple[
     """Score distillation of the prompt, and its name. The text encoder is gone when this returns."""
     from facelab.cli.common import pick_device
     from facelab.losses.score_distillation import ScoreDistillation
-    from facelab.nn.pretrained import diffusion, tiny_diffusion
+    from facelab.nn.pretrained import diffusion, random_diffusion
 
     if o["diffusion"] is not None and o["demo_diffusion"]:
         raise UserError("--diffusion and --demo-diffusion are two diffusion models, expected one of them; drop one")
     place = pick_device(o["diffusion_device"]) if o["diffusion_device"] else device
     settings = config.guide()
     if o["demo_diffusion"]:
-        parts: Any = tiny_diffusion.tiny_diffusion(RANDOM_SEED, device=place)
-        embeddings = tiny_diffusion.tiny_embeddings(o["prompt"], o["negative"])
+        parts: Any = random_diffusion.tiny_diffusion(RANDOM_SEED, device=place)
+        embeddings = random_diffusion.tiny_embeddings(o["prompt"], o["negative"])
     elif o["diffusion"] is None:
         raise UserError(
             f"a prompt needs a diffusion model: give --diffusion FOLDER ({diffusion.DOWNLOAD}), --clip FILE, or for a "

@@ -18,6 +18,7 @@ from facelab.errors import UserError
 @click.option("--seed", default=0, show_default=True, help="The same seed makes the same heads.")
 @click.option("--workers", type=int, help="Processes; more than 1 pays for thousands of heads.  [default: 1]")
 @click.option("--format", "picture_format", default="jpg", show_default=True, help="Picture format: jpg or png.")
+@click.option("--background", default="black", show_default=True, help="Behind the heads: black, grey or white.")
 @click.option("--overwrite", is_flag=True, help="Replace a data set that is already there.")
 @click.option(
     "--sheet", type=click.Path(path_type=Path), help="Also draw the first heads (at most 32) into this picture."
@@ -32,6 +33,7 @@ def make_synthetic_heads(
     seed: int,
     workers: int | None,
     picture_format: str,
+    background: str,
     overwrite: bool,
     sheet: Path | None,
     sheet_masks: bool,
@@ -42,7 +44,8 @@ def make_synthetic_heads(
         raise UserError("nothing to do: give --out FOLDER, --sheet PICTURE or both")
     from facelab.data.synthetic_files import write_dataset, write_sheet
 
-    options = {"workers": workers, "picture_format": picture_format, "overwrite": overwrite}
+    drawn = {"picture_format": picture_format, "background": background}
+    options = {"workers": workers, "overwrite": overwrite, **drawn}
     if out is not None:
         write_dataset(out, count, size, seed, progress=not quiet, **options)
         click.echo(f"{count} heads of {size} px in {out}")

@@ -167,12 +167,12 @@ def invert_cnerf(
     metrics.json, with --tune-steps a tuned generator.safetensors. Ctrl-C saves; the same command with --resume goes on.
     """
     from facelab.cli.invert_run import Run, open_sessions, run_all
-    from facelab.errors import UserError
+    from facelab.errors import UserError, an
 
     face = open_model(model, device, weights)
     if face.method != "cnerf":
         raise UserError(
-            f"{model} is a {face.method} model, expected a CNeRF model; this command inverts with CNeRF only"
+            f"{model} is {an(face.method)} model, expected a CNeRF model; this command inverts with CNeRF only"
         )
     batch, save_every, resume, points = (options.pop(name) for name in ("batch", "save_every", "resume", "max_points"))
     paths = list_photos(photos)

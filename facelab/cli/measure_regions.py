@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from facelab.cli.bars import Bar
-from facelab.errors import UserError
+from facelab.errors import UserError, an
 
 if TYPE_CHECKING:
     from facelab.cli.measure import Session
@@ -47,7 +47,7 @@ class SegmentedModel:
         if model.has_labels:
             return LabelSpace(tuple(CLASSES), prepends_background=True)
         raise UserError(
-            f"segmentation needs a model that makes one (fenerf, cnerf), a {model.method} model has no labels; "
+            f"segmentation needs a model that makes one (fenerf, cnerf), {an(model.method)} model has no labels; "
             "consistency and frechet_random work without"
         )
 

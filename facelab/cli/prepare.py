@@ -83,12 +83,13 @@ def ffhq(
 @click.option("--count", type=click.IntRange(1), default=1000, show_default=True, help="Number of heads.")
 @click.option("--size", type=click.IntRange(8), default=128, show_default=True, help="Side of the pictures in pixels.")
 @click.option("--seed", default=0, show_default=True, help="The same seed makes the same heads.")
+@click.option("--background", default="black", show_default=True, help="Behind the heads: black, grey or white.")
 @friendly
-def synthetic(dst: Path, count: int, size: int, seed: int) -> None:
+def synthetic(dst: Path, count: int, size: int, seed: int, background: str) -> None:
     """Made-up heads with exact masks in DST: nothing to download, free to use."""
     from facelab.data.synthetic import write_dataset
 
-    write_dataset(dst, count=count, size=size, seed=seed)
+    write_dataset(dst, count=count, size=size, seed=seed, background=background)
     click.echo(f"{count} heads in {dst}")
 
 

@@ -42,12 +42,12 @@ def named_regions(face: Any, text: str) -> tuple[str, ...]:
     Raises:
         UserError: an unknown region, with the nearest name, or a model without regions.
     """
-    from facelab.errors import UserError
+    from facelab.errors import UserError, an
     from facelab.methods.cnerf.regions import parse_regions
 
     names = face.region_names
     if not names:
-        raise UserError(f"heads of a {face.method} model are not composed of regions; expected a CNeRF model")
+        raise UserError(f"heads of {an(face.method)} model are not composed of regions; expected a CNeRF model")
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         channels = parse_regions(text, names)
@@ -70,12 +70,14 @@ def showing(face: Any, semantics: str | None, mode: str | None) -> Any:
 def sphere_prior(face: Any, option: str) -> Any:
     """The distribution of a model's training cameras, for presets. UserError where it is none of StyleSDF's."""
     from facelab.cameras.sphere import SpherePrior
-    from facelab.errors import UserError
+    from facelab.errors import UserError, an
 
     prior = getattr(face.view, "prior", None)
     prior = prior() if callable(prior) else prior
     if not isinstance(prior, SpherePrior):
-        raise UserError(f"{option} is for StyleSDF and CNeRF models, this is a {face.method} model; choose other views")
+        raise UserError(
+            f"{option} is for StyleSDF and CNeRF models, this is {an(face.method)} model; choose other views"
+        )
     return prior
 
 

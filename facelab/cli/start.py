@@ -11,7 +11,7 @@ from typing import Any
 
 from facelab.cli.convert import Source, open_any
 from facelab.config import from_dict, to_dict
-from facelab.errors import UserError
+from facelab.errors import UserError, an
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def start_from(path: Path, method: Any, fresh_discriminators: bool) -> Start:
     """
     source = open_any(path)
     if source.method != method.name:
-        raise UserError(f"{path} is a {source.method} model, which cannot start a {method.name} run")
+        raise UserError(f"{path} is {an(source.method)} model, which cannot start {an(method.name)} run")
     if not hasattr(method, "inherited"):
         model = {f"model.{key}": value for key, value in source.model.items() if value is not None}
         return Start(Path(path), model, {})

@@ -36,6 +36,7 @@ class _Job:
     seed: int
     picture_format: str
     threads: int
+    background: str
 
 
 def write_dataset(
@@ -46,6 +47,7 @@ def write_dataset(
     *,
     workers: int | None = None,
     picture_format: str = "jpg",
+    background: str = "black",
     overwrite: bool = False,
     progress: bool = False,
 ) -> Path:
@@ -62,6 +64,7 @@ def write_dataset(
         seed: of the set.
         workers: processes; the default, 1, draws with a thread on each core and is best below a few thousand heads.
         picture_format: ``jpg`` (quality 95) or ``png``.
+        background: behind the heads: ``black``, ``grey`` or ``white``.
         overwrite: replace a data set that is already there.
         progress: show a progress bar.
 
@@ -75,13 +78,13 @@ def write_dataset(
         raise UserError(f"picture format must be one of {', '.join(FORMATS)}, got {picture_format!r}.{hint}")
     if workers is not None and workers < 1:
         raise UserError(f"workers must be at least 1 process, got {workers}")
-    SyntheticHeads(seed, size, threads=1)  # tells about a bad size before anything is written
+    SyntheticHeads(seed, size, threads=1, background=background)  # tells about bad arguments before anything is written
     out = Path(out)
     _prepare_folders(out, overwrite)
     workers = min(workers or 1, (count + CHUNK - 1) // CHUNK)
     threads = len(os.sched_getaffinity(0)) if workers == 1 else 1
     starts = range(0, count, CHUNK)
-    jobs = [_Job(str(out), s, min(s + CHUNK, count), size, seed, picture_format, threads) for s in starts]
+    jobs = [_Job(str(out), s, min(s + CHUNK, count), size, seed, picture_format, threads, background) for s in starts]
     parts = list(progress_bar(_run(jobs, workers), total=len(jobs), unit="chunk", show=progress))
     truth = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     _write_truth(out, truth, size, seed, picture_format)
@@ -114,7 +117,7 @@ def _write_chunk(job: _Job) -> dict[str, np.ndarray]:
     """Draw and write a few heads; returns what goes into the truth file."""
     if job.threads == 1:
         torch.set_num_threads(1)
-    heads = SyntheticHeads(job.seed, job.size, threads=job.threads)
+    heads = SyntheticHeads(job.seed, job.size, threads=job.threads, background=job.background)
     batch = heads.batch(range(job.start, job.stop))
     images = batch.image.permute(0, 2, 3, 1).numpy()
     masks = batch.mask.to(torch.uint8).numpy()

@@ -173,7 +173,7 @@ def _tokens(prompt: str, folder: Path, length: int) -> Tensor:
 
 def _unpack_words(packed: Path, folder: Path) -> None:
     """open_clip's packed merges -> vocab.json and merges.txt. UserError for another file."""
-    from facelab.nn.pretrained.tiny_diffusion import byte_letters
+    from facelab.nn.pretrained.random_diffusion import byte_letters
 
     try:
         lines = gzip.decompress(packed.read_bytes()).decode("utf-8").split("\n")

@@ -69,7 +69,7 @@ from facelab.methods.facednerf.terms import make_terms, noise_weight
 from facelab.nn.pretrained.arcface import ArcFace, FaceIdentity
 from facelab.nn.pretrained.diffusion import recompute_encoder
 from facelab.nn.pretrained.light_estimator import LightEstimator
-from facelab.nn.pretrained.tiny_diffusion import full_size_diffusion, tiny_diffusion, tiny_embeddings
+from facelab.nn.pretrained.random_diffusion import full_size_diffusion, tiny_diffusion, tiny_embeddings
 from facelab.rendering.integrators import RenderOutput
 from facelab.rendering.midpoint import render_midpoints
 from facelab.rendering.settings import RenderSettings

@@ -297,13 +297,16 @@ def relighting(study: Study, lights: Sequence[str]) -> None:
 def text(study: Study) -> None:
     """Codes are moved by nothing but the text: how far, and what the side view becomes."""
     from facelab.losses.score_distillation import ScoreDistillation
-    from facelab.nn.pretrained import tiny_diffusion
+    from facelab.nn.pretrained import random_diffusion
 
     device = study.model.device
     config = study.config(
         "generate", f"weights.text={TEXT_WEIGHT}", "weights.noise=0", "codes.noise_maps=false", "codes.perturbation=0"
     )
-    parts, embeddings = tiny_diffusion.tiny_diffusion(device=device), tiny_diffusion.tiny_embeddings(PROMPT).to(device)
+    parts, embeddings = (
+        random_diffusion.tiny_diffusion(device=device),
+        random_diffusion.tiny_embeddings(PROMPT).to(device),
+    )
     judge = ScoreDistillation(parts.unet, parts.vae, parts.scheduler, embeddings, config.guide())
     losses: list[tuple[str, float]] = []
 

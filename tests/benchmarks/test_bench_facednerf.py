@@ -19,7 +19,7 @@ import bench_facednerf as bench
 from facelab.generator import Scene
 from facelab.lighting.projection import PRESETS, project
 from facelab.methods.facednerf.config import FaceDNeRFConfig
-from facelab.nn.pretrained.tiny_diffusion import FULL_UNET, FULL_VAE
+from facelab.nn.pretrained.random_diffusion import FULL_UNET, FULL_VAE
 
 Row = dict[str, Any]
 CPU = torch.device("cpu")

@@ -269,7 +269,7 @@ def test_identity_through_the_command(eg3d_model: Path, tmp_path: Path):
 
 
 def test_clip_score_through_the_command(eg3d_model: Path, tmp_path: Path):
-    from facelab.nn.pretrained.tiny_diffusion import write_tokenizer
+    from facelab.nn.pretrained.random_diffusion import write_tokenizer
     from tests.nn.test_clip import clip_model
 
     assert "got no --clip" in refused(eg3d_model, "--metrics", "clip_score", "--prompt", "a man")

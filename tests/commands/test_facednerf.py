@@ -126,7 +126,7 @@ def test_it_comes_nearer(model: Path, tmp_path: Path) -> None:
 
 
 def test_prompt_and_light(model: Path, tmp_path: Path) -> None:
-    from facelab.nn.pretrained.tiny_diffusion import write_tiny_folder
+    from facelab.nn.pretrained.random_diffusion import write_tiny_folder
 
     photo, folder = crop(tmp_path), write_tiny_folder(tmp_path / "sd")
     prompt = ("--prompt", "A man's hat", "--diffusion", folder, "--text-weight", 1e-5)

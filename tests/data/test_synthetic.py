@@ -201,6 +201,12 @@ def test_files(tmp_path) -> None:
     assert np.allclose(truth["identity"], heads.identity) and truth["landmarks_2d"].shape == (5, 68, 2)
     with pytest.raises(UserError, match="already holds 5 pictures"):
         write_dataset(out, count=5, size=32)
+    write_dataset(tmp_path / "grey", count=1, size=32, seed=2, picture_format="png", background="grey")
+    grey = np.array(Image.open(tmp_path / "grey" / "celebahq_mask_img" / "00000.png"))
+    assert np.array_equal(grey, SyntheticHeads(2, 32, background="grey").batch([0]).image[0].permute(1, 2, 0).numpy())
+    with pytest.raises(UserError, match="background must be one of"):
+        write_dataset(tmp_path / "green", count=1, size=32, background="green")
+    assert not (tmp_path / "green").exists()
     write_dataset(out, count=2, size=32, overwrite=True)
     assert sorted(p.name for p in (out / "celebahq_mask_img").iterdir()) == ["00000.jpg", "00001.jpg"]
 

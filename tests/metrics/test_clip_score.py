@@ -18,7 +18,7 @@ from facelab.errors import UserError
 from facelab.losses.clip_similarity import ClipSimilarity, clip_input
 from facelab.metrics import clip_score
 from facelab.metrics.clip_score import clip_score_report, load_clip
-from facelab.nn.pretrained.tiny_diffusion import byte_letters, write_tokenizer
+from facelab.nn.pretrained.random_diffusion import byte_letters, write_tokenizer
 from tests.nn.test_clip import as_open_clip, clip_model, features
 
 WORDS = 514  # 256 bytes, alone and at the end of a word, and two signs

@@ -26,7 +26,7 @@ from facelab.nn.pretrained.diffusion import (
     read_embeddings,
     save_embeddings,
 )
-from facelab.nn.pretrained.tiny_diffusion import (
+from facelab.nn.pretrained.random_diffusion import (
     FULL_UNET,
     FULL_VAE,
     UNET,
@@ -371,7 +371,7 @@ def test_missing_packages_are_named(folders: dict[str, Path], monkeypatch: pytes
 
 def test_importing_the_loader_loads_neither_package() -> None:
     code = (
-        "import sys, facelab, facelab.nn.pretrained.tiny_diffusion, facelab.losses.score_distillation, "
+        "import sys, facelab, facelab.nn.pretrained.random_diffusion, facelab.losses.score_distillation, "
         "facelab.metrics.clip_score; print({'diffusers', 'transformers'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

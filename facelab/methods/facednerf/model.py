@@ -16,7 +16,7 @@ from facelab.bases.eg3d.model import TriPlaneGenerator
 from facelab.cameras import Camera
 from facelab.cameras.orbit import orbit_camera
 from facelab.draws import Draws
-from facelab.errors import UserError
+from facelab.errors import UserError, an
 from facelab.generator import Codes, GeneratorOutput, Scene
 from facelab.methods.facednerf.config import FaceDNeRFConfig
 from facelab.nn.stylegan2 import AS_BUILT, FULL, Precision
@@ -46,7 +46,7 @@ class Model:
         """Of a :class:`facelab.api.FaceModel`. UserError unless it is an EG3D model."""
         if face.method != "eg3d":
             raise UserError(
-                f"{face.path} is a {face.method} model, expected an EG3D model; FaceDNeRF edits with EG3D only"
+                f"{face.path} is {an(face.method)} model, expected an EG3D model; FaceDNeRF edits with EG3D only"
             )
         return Model(face.generator, face.config.view, face.config.render)
 

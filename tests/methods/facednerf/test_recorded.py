@@ -31,7 +31,7 @@ from facelab.methods.facednerf.terms import SideView
 from facelab.nn.pretrained.arcface import ArcFace, FaceIdentity
 from facelab.nn.pretrained.diffusion import recompute_encoder
 from facelab.nn.pretrained.light_estimator import LightEstimator
-from facelab.nn.pretrained.tiny_diffusion import tiny_diffusion, tiny_embeddings
+from facelab.nn.pretrained.random_diffusion import tiny_diffusion, tiny_embeddings
 from facelab.recording import RecordingDraws
 from tests.methods.facednerf.doubles import FakeText, networks, photos, settings, tiny_model
 
