@@ -56,16 +56,20 @@ def filtered_resizing(
     return downsample2d(doubled, taps, down=2, padding=-1, flip_filter=True)
 
 
-def blur_taps(sigma: float | Tensor, half: int, device: torch.device | str = "cpu") -> Tensor:
-    """(2 half + 1,) the kernel 2^-(k / sigma)^2 of 2 floor(3 sigma) + 1 taps, between zeros; its sum is 1.
+def blur_taps(
+    sigma: float | Tensor, reach: float | Tensor, half: int | None = None, device: torch.device | str = "cpu"
+) -> Tensor:
+    """(2 half + 1,) the kernel 2^-(k / sigma)^2 of 2 reach + 1 taps, between zeros; its sum is 1.
 
     Args:
-        sigma: pixels; a scalar tensor on ``device`` may change from step to step, no branch depends on it.
-        half: taps on each side of the middle one, at least floor(3 sigma).
+        sigma: pixels.
+        reach: floor(3 sigma). Scalar tensors on ``device`` in place of both may change from step to step: no branch
+            depends on them. (A sigma that lies a rounding below a third of a whole number decides about two taps.)
+        half: taps on each side of the middle one, at least ``reach``; default: as many.
     """
+    half = int(reach) if half is None else half
     places = torch.arange(-half, half + 1, device=device, dtype=torch.float32)
     taps = torch.exp2(-(places / sigma).square())
-    reach = torch.floor(3 * sigma) if isinstance(sigma, Tensor) else math.floor(3 * sigma)
     taps = torch.where(places.abs() <= reach, taps, torch.zeros_like(taps))
     return taps / taps.sum()
 
@@ -77,5 +81,5 @@ def blur(images: Tensor, sigma: float) -> Tensor:
         images: (N, C, H, W).
         sigma: pixels; below 1/3 nothing happens.
     """
-    half = math.floor(3 * sigma)
-    return images if half <= 0 else filter2d(images, blur_taps(sigma, half, images.device))
+    reach = math.floor(3 * sigma)
+    return images if reach <= 0 else filter2d(images, blur_taps(sigma, reach, device=images.device))

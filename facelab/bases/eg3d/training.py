@@ -339,9 +339,12 @@ class Schedule:
         def sigma(progress: Progress) -> float:
             return blur_sigma(progress.images, loss.blur_sigma, fade)
 
+        def reach(progress: Progress) -> int:
+            return blur_half_width(sigma(progress))
+
         taps = None
-        if ctx.decide(lambda _, progress: blur_half_width(sigma(progress)) > 0):
-            taps = blur_taps(ctx.schedule(sigma), blur_half_width(loss.blur_sigma), ctx.device)
+        if ctx.decide(lambda _, progress: reach(progress) > 0):
+            taps = blur_taps(ctx.schedule(sigma), ctx.schedule(reach), blur_half_width(loss.blur_sigma), ctx.device)
         pipe = ctx.models.get("augment")
         assert pipe is None or isinstance(pipe, AugmentPipe)
         return Sight(taps, pipe)
