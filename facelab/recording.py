@@ -247,15 +247,13 @@ class Recorder:
         capture: False plays recordings back by running the work again on the recorded memory: what a CPU can do, and
             how tests see that nothing comes in beside the doors.
         say: where work that cannot be a graph is reported, once.
-        warm: runs before one is recorded.
     """
 
     kind = "step"  # what the line calls the work
     pure = False  # whether work that broke off has changed nothing, and may run anew
 
-    def __init__(self, capture: bool, say: Callable[[str], None], warm: int | None = None) -> None:
+    def __init__(self, capture: bool, say: Callable[[str], None]) -> None:
         self._capture, self._say = capture, say
-        self._warm = WARM if warm is None else warm
         self._entries: dict[Hashable, list[Entry]] = {}
         self._refused: set[Hashable] = set()
         self._pool: Any = None
@@ -280,7 +278,7 @@ class Recorder:
             return work(context)
         entries = self._entries.setdefault(key, [])
         entry = next((e for e in entries if e.recording.fits(context)), None)
-        if entry is None or (entry.graph is None and entry.runs < self._warm):
+        if entry is None or (entry.graph is None and entry.runs < WARM):
             return self._record(key, entries, entry, context, work)
         if entry.graph is None:
             return self._make(key, entry, context, work)

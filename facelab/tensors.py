@@ -62,7 +62,7 @@ def constant(numbers: Numbers, device: torch.device | str, dtype: torch.dtype = 
     return _made(key, str(device), dtype)  # type: ignore[arg-type]
 
 
-@functools.lru_cache(maxsize=256)
+@functools.cache  # never dropped: recorded CUDA graphs read them where they lie
 def _made(numbers: Numbers, device: str, dtype: torch.dtype) -> Tensor:
     with torch.inference_mode(False), torch.no_grad():
         return torch.tensor(numbers, device=device, dtype=dtype)

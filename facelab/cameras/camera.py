@@ -135,8 +135,7 @@ class Camera:
 
 def intrinsics_from_fov(fov: Tensor | float, count: int, like: Tensor) -> Tensor:
     """Square-pixel intrinsics (count, 3, 3), normalised, from a full field of view in degrees."""
-    known = fov.to(like) if isinstance(fov, Tensor) else constant((float(fov),), like.device, like.dtype)
-    fov_N = known.reshape(-1).expand(count)
+    fov_N = fov.to(like).reshape(-1).expand(count) if isinstance(fov, Tensor) else like.new_full((count,), float(fov))
     focal = 0.5 / torch.tan(torch.deg2rad(fov_N) / 2)
     intrinsics = torch.zeros(count, 3, 3, dtype=like.dtype, device=like.device)
     intrinsics[:, 0, 0] = focal

@@ -13,7 +13,7 @@ import click
 from facelab.assets import find_bundled
 from facelab.cli.common import OneLineCommand, friendly
 from facelab.cli.sight import sight_of
-from facelab.errors import UserError
+from facelab.errors import UserError, an
 
 MB = 1_000_000
 LICENCE = (
@@ -114,7 +114,7 @@ def model_card(
 
 def _opening(method: str, config: Any) -> str:
     size = sight_of(config).picture_size or config.render.resolution
-    return f"{'An' if method[0] in 'aeio' else 'A'} {method} model for {size} px pictures, made with facelab."
+    return f"{an(method).capitalize()} model for {size} px pictures, made with facelab."
 
 
 def training_command(meta: Mapping[str, Any], staged: Any) -> str:

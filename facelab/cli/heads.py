@@ -44,10 +44,13 @@ def make_synthetic_heads(
         raise UserError("nothing to do: give --out FOLDER, --sheet PICTURE or both")
     from facelab.data.synthetic_files import write_dataset, write_sheet
 
-    drawn = {"picture_format": picture_format, "background": background}
-    options = {"workers": workers, "overwrite": overwrite, **drawn}
     if out is not None:
-        write_dataset(out, count, size, seed, progress=not quiet, **options)
+        write_dataset(
+            out, count, size, seed, workers=workers, picture_format=picture_format, background=background,
+            overwrite=overwrite, progress=not quiet,
+        )  # fmt: skip
         click.echo(f"{count} heads of {size} px in {out}")
     if sheet is not None:
-        click.echo(f"contact sheet in {write_sheet(sheet, min(max(count, 1), 32), size, seed, masks=sheet_masks)}")
+        shown = min(max(count, 1), 32)
+        made = write_sheet(sheet, shown, size, seed, masks=sheet_masks, background=background)
+        click.echo(f"contact sheet in {made}")

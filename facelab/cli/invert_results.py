@@ -44,9 +44,8 @@ def write_result(run: Run, job: Job, found: Solution, problem: Problem, prefix: 
     pic.save_png(session / f"{start}views.png", pic.image_grid(_rows(seen).cpu(), VIEWS))
     pic.save_png(session / f"{start}comparison.png", _comparison(target, output))
     numbers = {name: float(value[0]) for name, value in measure(output, target, run.net).items()}
-    total, parts = problem.losses(
-        problem.moment(found.codes, _offsets(run, found), found.noise, found.camera, (0, 1, ""))
-    )
+    clock = problem.clock(0, 1, "")
+    total, parts = problem.losses(problem.moment(found.codes, _offsets(run, found), found.noise, found.camera, clock))
     numbers |= {"loss": float(total[0]), "terms": {name: float(value[0]) for name, value in parts.items()}}
     if prefix:
         metrics = read_metrics(session)

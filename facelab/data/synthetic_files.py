@@ -87,7 +87,7 @@ def write_dataset(
     jobs = [_Job(str(out), s, min(s + CHUNK, count), size, seed, picture_format, threads, background) for s in starts]
     parts = list(progress_bar(_run(jobs, workers), total=len(jobs), unit="chunk", show=progress))
     truth = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    _write_truth(out, truth, size, seed, picture_format)
+    _write_truth(out, truth, size, seed, picture_format, background)
     return out
 
 
@@ -137,7 +137,9 @@ def _write_chunk(job: _Job) -> dict[str, np.ndarray]:
     return truth | {"camera": batch.camera.label().numpy(), "angles": batch.camera.angles.numpy()}
 
 
-def _write_truth(out: Path, truth: dict[str, np.ndarray], size: int, seed: int, picture_format: str) -> None:
+def _write_truth(
+    out: Path, truth: dict[str, np.ndarray], size: int, seed: int, picture_format: str, background: str
+) -> None:
     from facelab.face_model.procedural import OPTIONAL, ProceduralHead
 
     model = ProceduralHead.create()
@@ -151,7 +153,13 @@ def _write_truth(out: Path, truth: dict[str, np.ndarray], size: int, seed: int, 
     content = {
         "labels": [[name, [float(v) for v in row]] for name, row in zip(files, truth["camera"], strict=True)],
         "sh": [[name, [float(v) for v in row]] for name, row in zip(files, grey, strict=True)],
-        "synthetic_heads": {"size": size, "seed": seed, "count": len(files), "grid": "corners"},
+        "synthetic_heads": {
+            "size": size,
+            "seed": seed,
+            "count": len(files),
+            "grid": "corners",
+            "background": background,
+        },
     }
     with atomic_path(out / "dataset.json") as path:
         path.write_text(json.dumps(content))
@@ -170,12 +178,18 @@ def contact_sheet(batch: SyntheticBatch, columns: int = 8, masks: bool = False) 
 
 
 def write_sheet(
-    path: str | Path, count: int = 32, size: int = 128, seed: int = 0, columns: int = 8, masks: bool = False
+    path: str | Path,
+    count: int = 32,
+    size: int = 128,
+    seed: int = 0,
+    columns: int = 8,
+    masks: bool = False,
+    background: str = "black",
 ) -> Path:
     """Draw heads 0 .. count - 1 into one picture file (format by its ending)."""
     if Path(path).suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise UserError(f"a contact sheet is a .png, .jpg or .webp file, got {Path(path).name!r}")
-    batch = SyntheticHeads(seed, size).batch(range(count))
+    batch = SyntheticHeads(seed, size, background=background).batch(range(count))
     with atomic_path(path) as temporary:
         Image.fromarray(contact_sheet(batch, columns, masks).numpy()).save(temporary)
     return Path(path)

@@ -184,10 +184,9 @@ class Problem:
         offsets: Mapping[str, Tensor],
         noise: Mapping[str, Tensor],
         camera: Camera,
-        where: Clock | tuple[int, int, str],
+        clock: Clock,
     ) -> Moment:
-        """The scene of codes and noise. ``where``: see :meth:`clock`."""
-        clock = where if isinstance(where, Clock) else self.clock(*where)
+        """The scene of codes and noise, at a step."""
         make = self.generator.scene if self.make_scene is None else self.make_scene
         scene = make(codes, dict(noise) or None)
         render = self.generator.render if self.make_output is None else self.make_output

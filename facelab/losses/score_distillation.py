@@ -15,7 +15,6 @@ Shape legend: N pictures, K samples of (t, eps) for each, S side in pixels, h, w
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -231,6 +230,7 @@ class ScoreDistillation:
         if len(shape) != 3 or shape[0] != 2:
             raise ValueError(f"embeddings must be (2, T, C), of the negative prompt and of the prompt, got {shape}")
         self._alphas: dict[torch.device, Tensor] = {}  # of the schedule, copied to a device once
+        self._told: dict[Any, dict[str, Any]] = {}  # what the denoiser is told of the prompt, likewise
         self.scaling = float(_entry(getattr(vae, "config", None), "scaling_factor", 1.0))
         self.side = self.settings.picture_size or _own_size(unet, vae)
 
@@ -303,7 +303,7 @@ class ScoreDistillation:
             self._alphas[device] = self.schedule.alphas.to(device)
         alpha = self._alphas[device][t][..., None, None, None]
         noisy = alpha.sqrt() * z + (1 - alpha).sqrt() * noise
-        empty, prompted = self._predict(noisy.flatten(0, 1), t.flatten(), draws)
+        empty, prompted = self._predict(noisy.flatten(0, 1), t.flatten())
         empty, prompted = (self.schedule.noise_in(value.reshape(shape), noisy, alpha) for value in (empty, prompted))
         base = prompted if self.settings.formula == "beyond_prompt" else empty
         gradient = self._weight(alpha) * (base + self.settings.guidance * (prompted - empty) - noise)
@@ -327,18 +327,25 @@ class ScoreDistillation:
         u = draws.uniform("sds/t", (self.settings.samples, count))
         return (low + (u * (high - low + 1)).floor().long()).clamp_max(high)
 
-    def _predict(self, noisy: Tensor, t: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+    def _prompted(self, count: int, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+        """The denoiser's arguments for ``count`` latents, without and with the prompt."""
+        key = count, device, dtype
+        if key not in self._told:
+            tokens = self.embeddings.tokens.to(device, dtype)
+            told: dict[str, Any] = {"encoder_hidden_states": tokens.repeat_interleave(count, dim=0)}
+            extra = self.embeddings.extra(count, self.side)
+            if extra is not None:
+                told["added_cond_kwargs"] = {name: value.to(device, dtype) for name, value in extra.items()}
+            self._told[key] = told
+        return self._told[key]
+
+    def _predict(self, noisy: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """(R, 4, h, w), (R,) -> predictions without and with the prompt, float32; at most ``rows`` at a time."""
         device, dtype = _place(self.unet, noisy)
-        tokens = draws.host(lambda _: self.embeddings.tokens, device).to(dtype)
         found: list[tuple[Tensor, Tensor]] = []
         size = self.settings.rows or len(noisy)
         for part, when in zip(noisy.split(size), t.split(size), strict=True):
-            count = len(part)
-            told: dict[str, Any] = {"encoder_hidden_states": tokens[:, None].expand(-1, count, -1, -1).flatten(0, 1)}
-            extra = draws.host(functools.partial(_extra, self.embeddings, count, self.side), device)
-            if extra is not None:
-                told["added_cond_kwargs"] = {name: value.to(dtype) for name, value in extra.items()}
+            told = self._prompted(len(part), device, dtype)
             answer = self.unet(torch.cat([part, part]).to(dtype), torch.cat([when, when]), **told).sample
             empty, prompted = answer.float().chunk(2)
             found.append((empty, prompted))
@@ -380,10 +387,6 @@ class _Directed(torch.autograd.Function):
 def describe(settings: GuidanceSettings) -> dict[str, Any]:
     """For JSON files."""
     return dataclasses.asdict(settings)
-
-
-def _extra(embeddings: Conditioning, count: int, side: int, _: Draws) -> Mapping[str, Tensor] | None:
-    return embeddings.extra(count, side)
 
 
 def _checked(pictures: Tensor) -> Tensor:

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cuda_ops import downsample2d, filter2d, setup_filter, upsample2d
+from cuda_ops import downsample2d, setup_filter, upsample2d
 
 FilterMode = Literal["antialiased", "classic", "none"]
 TAPS = (1.0, 3.0, 3.0, 1.0)
@@ -56,30 +55,16 @@ def filtered_resizing(
     return downsample2d(doubled, taps, down=2, padding=-1, flip_filter=True)
 
 
-def blur_taps(
-    sigma: float | Tensor, reach: float | Tensor, half: int | None = None, device: torch.device | str = "cpu"
-) -> Tensor:
+def blur_taps(sigma: Tensor, reach: Tensor, half: int) -> Tensor:
     """(2 half + 1,) the kernel 2^-(k / sigma)^2 of 2 reach + 1 taps, between zeros; its sum is 1.
 
     Args:
-        sigma: pixels.
-        reach: floor(3 sigma). Scalar tensors on ``device`` in place of both may change from step to step: no branch
-            depends on them. (A sigma that lies a rounding below a third of a whole number decides about two taps.)
-        half: taps on each side of the middle one, at least ``reach``; default: as many.
+        sigma: pixels, a scalar. It may change from step to step: no branch depends on it, nor on ``reach``.
+        reach: floor(3 sigma), on the same device. (It is not derived here: in single precision a sigma that lies just
+            below a third of a whole number gets two taps more.)
+        half: taps on each side of the middle one, at least ``reach``.
     """
-    half = int(reach) if half is None else half
-    places = torch.arange(-half, half + 1, device=device, dtype=torch.float32)
+    places = torch.arange(-half, half + 1, device=sigma.device, dtype=torch.float32)
     taps = torch.exp2(-(places / sigma).square())
     taps = torch.where(places.abs() <= reach, taps, torch.zeros_like(taps))
     return taps / taps.sum()
-
-
-def blur(images: Tensor, sigma: float) -> Tensor:
-    """Separable blur with :func:`blur_taps`, zeros beyond the borders.
-
-    Args:
-        images: (N, C, H, W).
-        sigma: pixels; below 1/3 nothing happens.
-    """
-    reach = math.floor(3 * sigma)
-    return images if reach <= 0 else filter2d(images, blur_taps(sigma, reach, device=images.device))

@@ -102,6 +102,13 @@ class LogConfig:
             raise ValueError(f"log.every must be at least 1 and samples_every 0 or more, got {self.every}")
 
 
+def check_exact(precision: str, remedy: str) -> None:
+    """ValueError where a method whose networks need single precision (or choose for themselves) is to run in halves."""
+    exact = ("fp32", "tf32", "tf32_convolutions")
+    if precision not in exact:
+        raise ValueError(f"train.precision is {precision}, expected {', '.join(exact[:-1])} or {exact[-1]}: {remedy}")
+
+
 def global_batch(train: TrainConfig, processes: int) -> int:
     """Samples per step over all processes."""
     return train.batch_per_gpu * processes if train.batch_size is None else train.batch_size

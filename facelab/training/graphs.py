@@ -24,14 +24,12 @@ from torch import Tensor
 
 from facelab import recording as core
 from facelab.draws import Draws
-from facelab.recording import Place, Recorder, RecordingDraws, Tape, Ungraphable, copy_tensors
+from facelab.recording import Place, Recorder, RecordingDraws, Tape, copy_tensors
 from facelab.tensors import map_tensors
 from facelab.training.phases import PhaseContext, SharedResults, Sums
 from facelab.training.schedule import Progress
 
-__all__ = ["PhaseGraphs", "Recording", "Ungraphable", "copy_tensors", "taped"]
 H = TypeVar("H", bound=Hashable)
-WARM = core.WARM
 
 
 @dataclass
@@ -161,16 +159,9 @@ def taped(context: PhaseContext, recording: Recording, playing: bool) -> PhaseCo
 
 
 class PhaseGraphs(Recorder):
-    """Runs phases, as graphs where they can be.
-
-    Args:
-        capture, say: see :class:`~facelab.recording.Recorder`.
-    """
+    """Runs phases: see :class:`~facelab.recording.Recorder`."""
 
     kind = "phase"
-
-    def __init__(self, capture: bool, say: Callable[[str], None]) -> None:
-        super().__init__(capture, say, WARM)
 
     def begin(self, context: PhaseContext) -> Recording:
         """With the real batch in memory of its own."""

@@ -215,10 +215,13 @@ def test_command(tmp_path) -> None:
     run = CliRunner().invoke
     done = run(
         main,
-        ["--out", str(tmp_path / "a"), "--count", "2", "--size", "16", "--quiet", "--sheet", str(tmp_path / "s.png")],
-    )
+        ["--out", str(tmp_path / "a"), "--count", "2", "--size", "16", "--quiet", "--sheet", str(tmp_path / "s.png"),
+         "--background", "white", "--format", "png"],
+    )  # fmt: skip
     assert done.exit_code == 0, done.output
     assert Image.open(tmp_path / "s.png").size == (128, 16)
+    first = np.array(Image.open(tmp_path / "a" / "celebahq_mask_img" / "00000.png"))
+    assert (first[0, 0] == 255).all() and np.array_equal(first, np.array(Image.open(tmp_path / "s.png"))[:, :16])
     (tmp_path / "file").write_text("")
     for arguments, message in (
         ([], "nothing to do"),

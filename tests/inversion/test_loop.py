@@ -251,7 +251,8 @@ def test_start_and_prior() -> None:
     assert found.deviation["style"] == pytest.approx(float((w - w.mean(0)).square().sum() / 500) ** 0.5, rel=1e-5)
     assert code_statistics(codes).deviation["shape"] == pytest.approx(3**0.5 * found.deviation["style"], rel=1e-5)
     target, _ = own_pictures(Double(), torch.zeros(500, 2))
-    moment = make_problem(target).moment(codes, {}, {}, target.camera, (0, 1, ""))
+    problem = make_problem(target)
+    moment = problem.moment(codes, {}, {}, target.camera, problem.clock(0, 1, ""))
     assert float(prior_term(found)(moment).mean()) == pytest.approx(1.0, rel=1e-4)
 
 

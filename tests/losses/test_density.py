@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from cuda_ops import filter2d
 from facelab.bases.eg3d.losses import DensityPoints, Sight, gradient_penalty, label_noise
 from facelab.draws import Draws
 from facelab.losses.density import density_l1, density_monotonic, density_tv
-from facelab.nn.filtered_resizing import blur, blur_taps
+from facelab.nn.filtered_resizing import blur_taps
 
 SLOPE = torch.tensor([1.0, -2.0, 4.0])
 POINTS = torch.rand(2, 50, 3, generator=torch.Generator().manual_seed(0))
@@ -78,7 +79,7 @@ def test_label_noise_leaves_its_input_alone() -> None:
 
 def test_the_raw_rendering_of_fakes_is_not_blurred() -> None:
     image, raw = torch.randn(2, 3, 16, 16), torch.randn(2, 3, 8, 8)
-    sight = Sight(blur_taps(1.0, 3, 5))
+    sight = Sight(blur_taps(torch.tensor(1.0), torch.tensor(3), 5))
     (real, real_raw), (fake, fake_raw) = sight.real(image, raw, Draws(0)), sight.fake(image, raw, Draws(0))
     assert real.equal(fake) and real.std() < 0.6 * image.std()
     assert fake_raw is raw and real_raw is not None and real_raw.std() < 0.6 * raw.std()
@@ -87,6 +88,8 @@ def test_the_raw_rendering_of_fakes_is_not_blurred() -> None:
 @pytest.mark.parametrize("sigma", [10.0, 6.66, 2.5, 1 / 3, 0.7, 10 * (1 - 0.9)])
 def test_a_longer_kernel_that_ends_in_zeros_blurs_alike(sigma: float) -> None:
     image = torch.randn(2, 3, 20, 24)
-    taps = blur_taps(torch.tensor(sigma), torch.tensor(math.floor(3 * sigma)), 30)
-    torch.testing.assert_close(Sight(taps).fake(image, None, Draws(0))[0], blur(image, sigma))
+    reach = math.floor(3 * sigma)
+    taps = blur_taps(torch.tensor(sigma), torch.tensor(reach), 30)
+    short = torch.tensor([2.0 ** -((k / sigma) ** 2) for k in range(-reach, reach + 1)])
+    torch.testing.assert_close(Sight(taps).fake(image, None, Draws(0))[0], filter2d(image, short / short.sum()))
     assert int((taps > 0).sum()) == 2 * int(3 * sigma) + 1

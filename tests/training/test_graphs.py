@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import torch
 
+from facelab import recording
 from facelab.config import load_staged, resolve_curriculum
 from facelab.draws import Draws
 from facelab.methods import load_config_type, load_method
+from facelab.recording import Ungraphable, copy_tensors
 from facelab.training import graphs
 from facelab.training.distributed import Distributed
-from facelab.training.graphs import Recording, Ungraphable, copy_tensors, taped
+from facelab.training.graphs import Recording, taped
 from facelab.training.loop import Trainer
 from facelab.training.phases import PhaseContext, SharedResults, Sums
 from facelab.training.schedule import Progress
@@ -62,7 +64,7 @@ def trained(name: str, folder: Path, played: bool, steps: int, device: str = "cp
 def test_a_run_is_the_same_played_back(
     name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(graphs, "WARM", 1)
+    monkeypatch.setattr(recording, "WARM", 1)
     steps = 4
     plain = trained(name, tmp_path / "plain", False, steps)
     played = trained(name, tmp_path / "played", True, steps)
@@ -76,7 +78,7 @@ def test_a_run_is_the_same_played_back(
 
 def test_resumed_and_uninterrupted_are_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Recordings are no part of the state: a resumed run makes its own."""
-    monkeypatch.setattr(graphs, "WARM", 1)
+    monkeypatch.setattr(recording, "WARM", 1)
     whole = trained("cnerf", tmp_path / "whole", True, 5)
     method, curriculum, settings = RUNS["cnerf"]
     for steps, resume in ((2, None), (5, "auto")):

@@ -344,7 +344,7 @@ class Schedule:
 
         taps = None
         if ctx.decide(lambda _, progress: reach(progress) > 0):
-            taps = blur_taps(ctx.schedule(sigma), ctx.schedule(reach), blur_half_width(loss.blur_sigma), ctx.device)
+            taps = blur_taps(ctx.schedule(sigma), ctx.schedule(reach), blur_half_width(loss.blur_sigma))
         pipe = ctx.models.get("augment")
         assert pipe is None or isinstance(pipe, AugmentPipe)
         return Sight(taps, pipe)

@@ -142,11 +142,7 @@ class TrainConfig(training.TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.precision not in ("fp32", "tf32", "tf32_convolutions"):
-            raise ValueError(
-                f"train.precision is {self.precision}, expected fp32, tf32 or tf32_convolutions: EG3D lowers chosen "
-                "blocks only, see train.half"
-            )
+        training.check_exact(self.precision, "EG3D lowers chosen blocks only, see train.half")
 
 
 @dataclass(frozen=True)

@@ -121,11 +121,10 @@ class TrainConfig(training.TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.precision not in ("fp32", "tf32", "tf32_convolutions"):
-            raise ValueError(
-                f"train.precision is {self.precision}, expected fp32, tf32 or tf32_convolutions: sines of large arguments "
-                "need it; lower discriminator.half_blocks and model.half_blocks instead"
-            )
+        training.check_exact(
+            self.precision,
+            "sines of large arguments need it; lower discriminator.half_blocks and model.half_blocks instead",
+        )
 
 
 @dataclass(frozen=True)

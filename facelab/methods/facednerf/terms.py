@@ -158,8 +158,9 @@ def side_view(model: Model, config: FaceDNeRFConfig, moment: Moment) -> Side:
     """The step's side view: rendered once, whoever asks first."""
 
     def make() -> Side:
-        camera = moment.host(functools.partial(_side_camera, model, config, len(moment.target)))
-        draws = moment.draws.at(phase=f"{moment.draws.phase}/side")
+        count = len(moment.target)
+        camera = moment.host(lambda clock: _random_camera(model, config, count, _of_side(clock.draws))[0])
+        draws = _of_side(moment.draws)
         picture = moment.render(camera, draws).rgb
         moment.shared(SIDE, lambda: picture)
         return Side(picture, draws)
@@ -169,28 +170,27 @@ def side_view(model: Model, config: FaceDNeRFConfig, moment: Moment) -> Side:
 
 def side_place(model: Model, config: FaceDNeRFConfig, count: int, look: Callable[[], Tensor], clock: Clock) -> SideView:
     """From where the side view of a step is seen; ``look`` gives its picture."""
-    draws = clock.draws.at(phase=f"{clock.draws.phase}/side")
-    angles = _angles(config, draws)
-    camera = model.camera(config, *angles).map(lambda x: x.expand(count, *x.shape[1:]))
+    draws = _of_side(clock.draws)
+    camera, angles = _random_camera(model, config, count, draws)
     return SideView(camera, angles, draws, _share(clock.steps, clock.step), look)
 
 
-def _side_camera(model: Model, config: FaceDNeRFConfig, count: int, clock: Clock) -> Camera:
-    return side_place(model, config, count, _nothing, clock).camera
+def _of_side(draws: Draws) -> Draws:
+    return draws.at(phase=f"{draws.phase}/side")
 
 
-def _angles(config: FaceDNeRFConfig, draws: Draws) -> tuple[float, float]:
+def _random_camera(
+    model: Model, config: FaceDNeRFConfig, count: int, draws: Draws
+) -> tuple[Camera, tuple[float, float]]:
+    """``count`` times one camera at angles from the front that are drawn, and the angles; on the CPU."""
     u = draws.uniform("side", (2,)).double() - 0.5
-    return float(u[0]) * config.side.width, float(u[1]) * config.side.height
+    angles = (float(u[0]) * config.side.width, float(u[1]) * config.side.height)
+    return model.camera(config, *angles).map(lambda x: x.expand(count, *x.shape[1:])), angles
 
 
 def _share(steps: int, step: int) -> float:
     """0..1 of a stage."""
     return step / max(1, steps)
-
-
-def _nothing() -> Tensor:
-    raise ValueError("this side view has no picture")
 
 
 def make_terms(
@@ -287,7 +287,7 @@ def locality_term(model: Model, generator: Any, pivot: Codes, config: FaceDNeRFC
     label = model.camera(config).label().float().to(model.device)
 
     def elsewhere(draws: Draws) -> tuple[Camera, Tensor]:
-        camera = model.camera(config, *_angles(config, draws)).map(lambda x: x.expand(samples, *x.shape[1:]))
+        camera, _ = _random_camera(model, config, samples, draws)
         return camera, draws.normal("z", (samples, *model.generator.latent_spec["z"]))
 
     def term(moment: Moment) -> Tensor:

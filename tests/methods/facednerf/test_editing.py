@@ -238,8 +238,7 @@ def test_side_views_stay_in_their_rectangle_and_differ() -> None:
     inversion = course.inversion()
     seen = []
     for step in range(30):
-        moment = inversion.problem.moment(inversion.start, {}, {}, course.target.camera, (step, 30, "inversion"))
-        seen.append(side_place(MODEL, config, 2, Tensor, moment.clock))
+        seen.append(side_place(MODEL, config, 2, Tensor, inversion.problem.clock(step, 30, "inversion")))
     angles = torch.tensor([view.angles for view in seen])
     assert (angles[:, 0].abs() <= 0.2).all() and (angles[:, 1].abs() <= 0.1).all()
     assert angles[:, 0].abs().max() > 0.15 and angles[:, 1].abs().max() > 0.07

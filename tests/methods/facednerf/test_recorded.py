@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from facelab import recording
 from facelab.bases.eg3d.training import Eg3d
 from facelab.config import load_staged, resolve_curriculum
 from facelab.errors import Interrupted, UserError
@@ -49,9 +50,10 @@ def played(monkeypatch: pytest.MonkeyPatch) -> list[StepGraphs]:
 
     def graphs(wanted: bool, device: torch.device, say: Callable[[str], None]) -> StepGraphs | None:
         if wanted:
-            made.append(StepGraphs(False, say, warm=1))
+            made.append(StepGraphs(False, say))
         return made[-1] if wanted else None
 
+    monkeypatch.setattr(recording, "WARM", 1)
     monkeypatch.setattr(recorded, "step_graphs", graphs)
     # who names no device draws on the CPU, which a GPU would notice
     monkeypatch.setattr(RecordingDraws, "_elsewhere", lambda self, d: isinstance(d, str) or elsewhere(self, d))
