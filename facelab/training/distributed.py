@@ -75,7 +75,10 @@ class Distributed:
         """Rank 0's values in place, so that all start from the same numbers."""
         if self.world > 1:
             for tensor in tensors:
-                dist.broadcast(tensor, src=0)
+                plain = tensor.contiguous()  # NCCL refuses most other layouts, and sends memory, whatever its order
+                dist.broadcast(plain, src=0)
+                if plain is not tensor:
+                    tensor.copy_(plain)
 
     def on_main(self, function: Callable[[], Result]) -> Result:
         """Run on rank 0, wait, return its result everywhere; its UserError is raised on every process."""

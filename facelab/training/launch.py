@@ -196,7 +196,7 @@ def _child(rank: int, world: int, kind: str, folder: str, parent: int, worker: W
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)  # Ctrl-C reaches the parent only, which passes it on once
     threading.Thread(target=_follow, args=(parent,), daemon=True).start()
-    if kind == "cpu" and sys.platform == "linux":
+    if sys.platform == "linux":  # gloo serves runs on GPUs too, for Python objects
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # one machine: no need to resolve its host name
     code = 1
     try:
