@@ -18,7 +18,7 @@ OPS = {
     "bias_act": "Triton kernels, or torch",
     "film_siren_field": "Triton kernels (precision='fp16'), or torch",
     "grid_lookup": "Triton kernels, or torch",
-    "render_triplane": "Triton kernel without gradients, or torch",
+    "render_triplane": "Triton kernels with first-order gradients, or torch",
     "conv2d_resample": "native convolutions and upfirdn2d",
     "modulated_conv2d": "native convolutions and upfirdn2d",
     "filtered_lrelu": "bias_act and upfirdn2d; no kernel of its own, no model here calls it",
@@ -77,12 +77,21 @@ def status() -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m cuda_ops", description=__doc__)
+    words = "Which kernels run here and why; on a GPU, how fast they are beside a copy."
+    parser = argparse.ArgumentParser(prog="python -m cuda_ops", description=words)
     parser.add_argument("--batch", type=int, default=8, help="pictures of 128 channels, 256 x 256 (default 8)")
     parser.add_argument("--no-timing", action="store_true", help="only say what is available")
     options = parser.parse_args()
-    print("\n".join(status()))
-    if options.no_timing or not torch.cuda.is_available():
+    if options.batch < 1:
+        parser.error(f"--batch {options.batch}, expected at least 1")
+    try:
+        print("\n".join(status()))
+    except ValueError as error:  # a misspelt FACELAB_OPS
+        parser.error(str(error))
+    if options.no_timing:
+        return
+    if not torch.cuda.is_available():
+        print("no timing: torch sees no CUDA GPU")
         return
     print(f"TB/s, each number read and written once, {options.batch} x 128 x 256 x 256:")
     for dtype in (torch.float32, torch.float16, torch.bfloat16):

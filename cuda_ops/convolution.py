@@ -55,8 +55,13 @@ def conv2d_resample(
     """
     if w.ndim != 4 or x.ndim != 4 or x.shape[1] != w.shape[1] * groups:
         raise ValueError(f"input {tuple(x.shape)} and weight {tuple(w.shape)} do not fit with groups={groups}")
+    if groups < 1 or w.shape[0] % groups:
+        raise ValueError(
+            f"groups is {groups}, expected a positive number that divides the {w.shape[0]} output channels"
+        )
     for name, factor in (("up", up), ("down", down)):
-        reference.pair(factor, name)
+        if not isinstance(factor, int) or factor < 1:
+            raise ValueError(f"{name} is {factor!r}, expected a positive int")
     w = w.to(x.dtype)
     kh, kw = w.shape[2:]
     p = reference.pads(padding)
@@ -137,6 +142,9 @@ def modulated_conv2d(
     Raises:
         ValueError: shapes that do not fit.
     """
+    if x.ndim != 4 or weight.ndim != 4:
+        got = f"{tuple(x.shape)} and {tuple(weight.shape)}"
+        raise ValueError(f"input and weight have shapes {got}, expected (N, I, H, W) and (O, I, k, k)")
     n, out_channels, in_channels = x.shape[0], weight.shape[0], weight.shape[1]
     if x.shape[1] != in_channels or styles.shape != (n, in_channels):
         raise ValueError(
@@ -144,15 +152,14 @@ def modulated_conv2d(
             f"expected ({n}, {in_channels}) and {in_channels} channels"
         )
     if x.dtype == torch.float16 and demodulate:
-        largest = weight.abs().amax(dim=[1, 2, 3], keepdim=True)
-        weight = weight / (largest * math.sqrt(weight[0].numel()))
-        styles = styles / styles.abs().amax(dim=1, keepdim=True)
+        weight = weight / (_largest(weight, [1, 2, 3]) * math.sqrt(weight[0].numel()))
+        styles = styles / _largest(styles, [1])
     scale = None
     if demodulate:
         energy = styles.square() @ weight.square().sum(dim=[2, 3]).t().to(styles.dtype)
         scale = (energy + DEMODULATION_EPS).rsqrt()
     resampling = {"f": resample_filter, "up": up, "down": down, "padding": padding, "flip_weight": flip_weight}
-    if not fused_modconv:
+    if not fused_modconv or n == 0:  # a grouped convolution has at least one group
         y = conv2d_resample(x * styles.to(x.dtype)[:, :, None, None], weight, **resampling)
         return _scale_and_add(y, scale, noise)
     w = weight[None] * styles[:, None, :, None, None]
@@ -163,6 +170,12 @@ def modulated_conv2d(
     y = conv2d_resample(joined, w.reshape(n * out_channels, *w.shape[2:]), groups=n, **resampling)
     y = y if n == 1 else y.reshape(n, out_channels, *y.shape[2:])
     return y if noise is None else y + noise.to(y.dtype)
+
+
+def _largest(x: Tensor, dims: list[int]) -> Tensor:
+    """The largest absolute value along ``dims``; 1 where all are zero, which then stay zero when divided by it."""
+    largest = x.abs().amax(dim=dims, keepdim=True)
+    return largest.masked_fill(largest == 0, 1)
 
 
 def _scale_and_add(y: Tensor, scale: Tensor | None, noise: Tensor | None) -> Tensor:

@@ -81,6 +81,7 @@ def eager(x: Tensor) -> bool:
     return (
         not torch.compiler.is_compiling()
         and type(x) in (Tensor, torch.nn.Parameter)
+        and not x.is_meta
         and not is_in_torch_dispatch_mode()
         and not torch._C._are_functorch_transforms_active()
     )
@@ -115,7 +116,9 @@ def choose(
         raise RuntimeError(f"FACELAB_OPS={wanted} but {op} has no kernel here: {problem}; use FACELAB_OPS=auto")
     if cpu_twin and device.type == "cpu":
         return "reference"
-    warn_once(f"{op}: the plain fp32 path runs instead of the fused kernels, because {problem}")
+    warn_once(
+        f"{op}: plain torch runs instead of the kernels, slower, because {problem}; FACELAB_OPS=reference silences this"
+    )
     return "reference"
 
 

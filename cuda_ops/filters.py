@@ -58,13 +58,14 @@ def upfirdn2d(
     """
     if x.ndim != 4 or not x.is_floating_point():
         raise ValueError(f"x has shape {tuple(x.shape)} and dtype {x.dtype}, expected floating point (N, C, H, W)")
+    taps = reference.filter_size(f)
     if f is not None and (f.requires_grad or f.device != x.device):
         raise ValueError(
             f"the filter is on {f.device} with requires_grad={f.requires_grad}, expected a constant on {x.device}: "
             "use cuda_ops.setup_filter(taps, device=...)"
         )
     factors, p = (reference.pair(up, "up"), reference.pair(down, "down")), reference.pads(padding)
-    reference.output_size(x.shape[2], x.shape[3], reference.filter_size(f), *factors, p)
+    reference.output_size(x.shape[2], x.shape[3], taps, *factors, p)
     return _call(x, f, *factors, p, flip_filter, float(gain))
 
 

@@ -23,29 +23,42 @@ Padding = int | Sequence[int]  # an int, [x, y] or [x0, x1, y0, y1]
 
 def pair(value: Pair, name: str) -> tuple[int, int]:
     """An int or [x, y] -> (x, y), each at least 1. ValueError otherwise."""
-    x, y = (value, value) if isinstance(value, int) else (int(v) for v in value) if len(value) == 2 else (0, 0)
-    if x < 1 or y < 1:
+    numbers = _integers(value)
+    if len(numbers) not in (1, 2) or (len(numbers) == 1 and not isinstance(value, int)) or min(numbers) < 1:
         raise ValueError(f"{name} is {value!r}, expected a positive int or two of them, [x, y]")
-    return x, y
+    return numbers[0], numbers[-1]
 
 
 def pads(value: Padding) -> tuple[int, int, int, int]:
     """An int, [x, y] or [x0, x1, y0, y1] -> (x0, x1, y0, y1). ValueError otherwise."""
     if isinstance(value, int):
         return value, value, value, value
-    numbers = tuple(int(v) for v in value)
+    numbers = _integers(value)
     if len(numbers) == 2:
         x, y = numbers
         return x, x, y, y
     if len(numbers) != 4:
         raise ValueError(f"padding is {value!r}, expected an int, [x, y] or [x0, x1, y0, y1]")
-    return numbers
+    return numbers[0], numbers[1], numbers[2], numbers[3]
+
+
+def _integers(value: Pair) -> tuple[int, ...]:
+    """An int, or whole numbers in a sequence -> a tuple; empty for anything else."""
+    if isinstance(value, int):
+        return (value,)
+    try:
+        numbers = tuple(int(v) for v in value)
+        return numbers if all(n == v for n, v in zip(numbers, value)) else ()
+    except (TypeError, ValueError):
+        return ()
 
 
 def filter_size(f: Tensor | None) -> tuple[int, int]:
-    """(width, height) of a filter; None is one tap. ValueError for a filter that is not 1-D or 2-D."""
+    """(width, height) of a filter; None is one tap. ValueError for what is no 1-D or 2-D tensor."""
     if f is None:
         return 1, 1
+    if not isinstance(f, Tensor):
+        raise ValueError(f"the filter is a {type(f).__name__}, expected a tensor: use cuda_ops.setup_filter(taps)")
     if f.ndim not in (1, 2) or f.numel() == 0:
         raise ValueError(f"the filter has shape {tuple(f.shape)}, expected (taps,) or (height, width)")
     return int(f.shape[-1]), int(f.shape[0])

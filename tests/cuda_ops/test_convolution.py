@@ -106,3 +106,42 @@ def test_one_sample_keeps_its_memory_order(device: torch.device) -> None:
     assert fused.is_contiguous(memory_format=torch.channels_last) and not fused.is_contiguous()
     plain = cuda_ops.modulated_conv2d(x.contiguous(), weight, styles, padding=1, fused_modconv=False)
     torch.testing.assert_close(fused, plain)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("up", [1, 2])
+def test_an_empty_batch(device: torch.device, fused: bool, up: int) -> None:
+    x = torch.zeros(0, 3, 4, 4, device=device, requires_grad=True)
+    w = normal(5, 3, 3, 3).float().to(device).requires_grad_()
+    f = cuda_ops.setup_filter([1, 3, 3, 1], device=device)
+    y = cuda_ops.modulated_conv2d(
+        x, w, x.new_zeros(0, 3), up=up, padding=1, resample_filter=f, flip_weight=up == 1, fused_modconv=fused
+    )
+    assert y.shape == (0, 5, 4 * up, 4 * up)
+    dx, dw = torch.autograd.grad(y.sum(), (x, w))
+    assert dx.shape == x.shape and not dw.any()
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("zero", ["weight", "styles"])
+def test_half_precision_without_signal_is_zero(device: torch.device, fused: bool, zero: str) -> None:
+    """The scaling that half precision needs must not divide 0 by 0."""
+    x, tensors = (
+        normal(2, 3, 4, 4).half().to(device),
+        {"weight": normal(5, 3, 3, 3).float(), "styles": normal(2, 3).float()},
+    )
+    tensors[zero] = torch.zeros_like(tensors[zero])
+    tensors = {name: value.to(device).requires_grad_() for name, value in tensors.items()}
+    y = cuda_ops.modulated_conv2d(x, **tensors, padding=1, fused_modconv=fused)
+    assert not y.any()
+    assert not any(g.isnan().any() for g in torch.autograd.grad(y.float().sum(), list(tensors.values())))
+
+
+def test_arguments_of_convolutions_are_named() -> None:
+    x, w, f = torch.ones(2, 4, 4, 4), torch.ones(3, 2, 3, 3), cuda_ops.setup_filter([1, 3, 3, 1])
+    with pytest.raises(ValueError, match=r"up is \[2, 2\], expected a positive int"):
+        cuda_ops.conv2d_resample(x, torch.ones(3, 4, 3, 3), f, up=[2, 2])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="groups is 2, expected a positive number that divides the 3 output channels"):
+        cuda_ops.conv2d_resample(x, w, f, up=2, groups=2)
+    with pytest.raises(ValueError, match=r"expected \(N, I, H, W\) and \(O, I, k, k\)"):
+        cuda_ops.modulated_conv2d(x, w[0], torch.ones(2, 4))

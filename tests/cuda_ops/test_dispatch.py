@@ -14,7 +14,7 @@ from torch import Tensor
 
 import cuda_ops
 from cuda_ops import dispatch
-from cuda_ops.__main__ import status
+from cuda_ops.__main__ import main, status
 
 CPU = torch.device("cpu")
 
@@ -29,7 +29,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch):
 
 def test_fallback_warns_once_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FACELAB_OPS", "auto")
-    with pytest.warns(RuntimeWarning, match="some_op: the plain fp32 path runs.*on the CPU"):
+    with pytest.warns(RuntimeWarning, match="some_op: plain torch runs.*on the CPU"):
         assert dispatch.choose("some_op", CPU) == "reference"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -149,3 +149,13 @@ def test_the_short_way_gives_what_the_op_gives(case: str, monkeypatch: pytest.Mo
     for a, b_ in zip(short, numbers(), strict=True):
         assert a.abs().sum() > 0
         torch.testing.assert_close(a, b_, rtol=0, atol=0)
+
+
+def test_the_status_command_names_a_misspelt_mode(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FACELAB_OPS", "tritn")
+    monkeypatch.setattr(sys, "argv", ["cuda_ops"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2 and "FACELAB_OPS is 'tritn', expected one of auto" in capsys.readouterr().err

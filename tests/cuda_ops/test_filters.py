@@ -254,3 +254,28 @@ def test_more_than_two_to_the_31_elements_on_a_gpu(last: bool) -> None:
     y = cuda_ops.filter2d(x, taps("bilinear"))
     assert y.numel() > 2**31 and y[-1, -1, -2:, -2:].flatten().tolist() == [1.0, 3.0, 3.0, 9.0]
     assert y[-1].count_nonzero() == 4 and y[0].count_nonzero() == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"f": [1, 3, 3, 1]}, "the filter is a list, expected a tensor: use cuda_ops.setup_filter"),
+        ({"up": 1.5}, "up is 1.5, expected a positive int"),
+        ({"up": [2]}, r"up is \[2\], expected a positive int"),
+        ({"down": "2"}, "down is '2', expected a positive int"),
+        ({"padding": "same"}, "padding is 'same', expected an int"),
+        ({"padding": 1.5}, "padding is 1.5, expected an int"),
+        ({"padding": [0.5, 1]}, r"padding is \[0.5, 1\], expected an int"),
+    ],
+)
+def test_arguments_of_a_wrong_type_are_named(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        cuda_ops.upfirdn2d(torch.ones(1, 1, 8, 8), **{"f": cuda_ops.setup_filter([1, 3, 3, 1]), **change})
+
+
+def test_shapes_without_numbers() -> None:
+    """Tensors on the meta device, by which large networks are sized before they are built."""
+    x, f = torch.empty(2, 3, 8, 8, device="meta"), cuda_ops.setup_filter([1, 3, 3, 1]).to("meta")
+    assert cuda_ops.upsample2d(x, f).shape == (2, 3, 16, 16)
+    y = cuda_ops.bias_act(x.half().to(memory_format=torch.channels_last), torch.empty(3, device="meta"), act="lrelu")
+    assert y.is_meta and y.dtype == torch.float16 and y.is_contiguous(memory_format=torch.channels_last)
