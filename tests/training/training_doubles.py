@@ -363,6 +363,10 @@ def train_several(distributed: Distributed, folder: Path, ended: Path) -> int:
     states = distributed.gather({k: v.tolist() for k, v in trainer.models["generator"].state_dict().items()})
     if any(state != states[0] for state in states):
         raise ValueError("the processes hold different weights")
+    gaps = torch.full((2, 6), float(distributed.rank))[:, ::2]
+    distributed.broadcast_tensors_([gaps])
+    if gaps.any():
+        raise ValueError("a tensor with gaps between its numbers did not get those of process 0")
     try:
         other = config(train={"max_steps": 5}, generator_lr=1.0)
         Trainer(Fenerf(), other, folder / "fenerf", distributed, resume="auto")
