@@ -75,16 +75,16 @@ def with_options(function: Command, options: Sequence[Callable[[Command], Comman
 
 
 def lazy_detector(sources: dict[str, Any], device: str) -> Callable[[], Any]:
-    """Makes the detector of ``--detector``, ``--landmarks`` and ``--detector-weights`` when it is first needed."""
-    from facelab.data.preprocess.detectors import make_detector
+    """Gives the detector of ``--detector``, ``--landmarks`` and ``--detector-weights``, whose files are opened when it
+    looks at the first picture: a picture that cannot be read is complained of before weights that are missing."""
+    from facelab.data.preprocess.detectors import LateDetector, make_detector
 
-    @functools.cache
-    def detector() -> Any:
-        return make_detector(
+    late = LateDetector(
+        lambda: make_detector(
             sources["detector"], landmarks=sources["landmarks"], weights=sources["detector_weights"], device=device
         )
-
-    return detector
+    )
+    return lambda: late
 
 
 def list_photos(photos: Sequence[Path]) -> list[Path]:
@@ -135,11 +135,12 @@ def matching(given: Path | None, photo: Path, photos: Sequence[Path], option: st
 
 
 def lazy_cameras(sources: dict[str, Any], device: str) -> Callable[[], Any]:
-    """Makes what ``--camera-from`` and ``--deep3d-weights`` name when it is first needed."""
-    from facelab.data.preprocess.cameras import make_camera_estimator
+    """Makes what ``--camera-from`` and ``--deep3d-weights`` name when it is first needed; a network's file is opened
+    when it looks at the first face."""
+    from facelab.data.preprocess.cameras import late_camera_estimator
 
     @functools.cache
     def cameras() -> Any:
-        return make_camera_estimator(sources["camera_from"], weights=sources["deep3d_weights"], device=device)
+        return late_camera_estimator(sources["camera_from"], weights=sources["deep3d_weights"], device=device)
 
     return cameras

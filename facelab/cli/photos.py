@@ -56,7 +56,7 @@ optional_finding_options = _finding_options(  # for a command that takes photos 
     _camera_options(None, "SRC holds photographs as they come: find faces, crop, and estimate cameras. "), None
 )
 FINDING = ("detector", "landmarks", "detector_weights", "standard_points", "camera_from", "deep3d_weights")
-SIZE = click.option("--size", type=click.IntRange(16), default=512, show_default=True, help="Pixels of the crop.")
+SIZE = click.option("--size", type=click.IntRange(16, 8192), default=512, show_default=True, help="Pixels of the crop.")
 
 
 @click.command("prepare_photo", cls=OneLineCommand)
@@ -85,11 +85,11 @@ def prepare_photo(
     """Crop PHOTO as EG3D does, estimate its camera, and say whether it is fit for use.
 
     Writes NAME.png (crop), NAME.npy (25 camera numbers), NAME.json (everything found) and NAME_overlay.png.
-    Exit status: 0 fit for use, 1 not, 2 an error.
+    Exit status: 0 fit for use (or --force), 1 not, 2 an error.
     """
+    from facelab.cli.photo_input import lazy_detector
     from facelab.data.preprocess import doctor
-    from facelab.data.preprocess.cameras import GivenCoefficients, make_camera_estimator, read_coefficients
-    from facelab.data.preprocess.detectors import make_detector
+    from facelab.data.preprocess.cameras import GivenCoefficients, late_camera_estimator, read_coefficients
     from facelab.data.preprocess.head_points import read_standard_points
 
     if coefficients is not None and camera_from != "points":
@@ -97,20 +97,24 @@ def prepare_photo(
             "the camera comes from --coefficients or from --camera-from deep3d, expected one of them, got both"
         )
     standard = None if standard_points is None else read_standard_points(str(standard_points))
-    estimator = make_camera_estimator(camera_from, weights=deep3d_weights, standard=standard)
+    estimator = late_camera_estimator(camera_from, weights=deep3d_weights, standard=standard)
+    sources = {"detector": detector, "landmarks": landmarks, "detector_weights": detector_weights}
     found = doctor.prepare_photo(
         photo,
-        make_detector(detector, landmarks=landmarks, weights=detector_weights),
+        lazy_detector(sources, "cpu")(),
         face=face,
         size=size,
         standard=standard,
         camera=estimator if coefficients is None else GivenCoefficients(*read_coefficients(coefficients)),
     )
     folder = photo.parent / f"{photo.stem}_prepared" if out is None else out
+    outdated = found.outdated(folder, force=force)
     files = found.save(folder, force=force)
     click.echo("\n".join(found.lines()))
     click.echo("written: " + ", ".join(str(path) for path in files.values()))
-    if not found.go and not force:
+    if outdated:
+        click.echo("removed, from an earlier run: " + ", ".join(str(path) for path in outdated))
+    if "crop" not in files:
         raise SystemExit(1)
 
 

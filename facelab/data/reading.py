@@ -17,6 +17,7 @@ from facelab.errors import UserError
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 ALPHA_COLOURS = {"black": (0, 0, 0), "white": (255, 255, 255)}
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+OF_PAIR = "it and its partner"  # what to remove when a file of a data set is damaged
 _ENDS = {".jpg": b"\xff\xd9", ".jpeg": b"\xff\xd9", ".png": b"IEND"}
 _TAIL = 4096  # bytes at the end of a file in which its end mark is looked for
 
@@ -27,17 +28,18 @@ def list_images(folder: Path, recursive: bool = False) -> list[Path]:
     return sorted(p for p in found if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
 
 
-def read_image(path: Path, alpha: str = "black") -> Image.Image:
+def read_image(path: Path, alpha: str = "black", remove: str = OF_PAIR) -> Image.Image:
     """Decode a picture to 8-bit RGB.
 
     Args:
         path: any of ``IMAGE_SUFFIXES``.
         alpha: what shows through transparent pixels, ``"black"`` or ``"white"``.
+        remove: what messages say may be removed instead of being replaced; pictures of a data set have partners.
 
     Raises:
         UserError: the file cannot be decoded (truncated, no picture, missing) or has 16 or more bits per channel.
     """
-    image = _decode(path, "a picture")
+    image = _decode(path, "a picture", remove)
     if image.mode.startswith(("I", "F")):
         raise UserError(f"{path}: expected 8 bits per channel, got mode {image.mode}; convert the picture to 8-bit RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
@@ -154,18 +156,24 @@ def _array_mask(path: Path, classes: int) -> np.ndarray:
     return values.astype(np.uint8)
 
 
-def _decode(path: Path, what: str) -> Image.Image:
+def _decode(path: Path, what: str, remove: str = OF_PAIR) -> Image.Image:
     try:
         with Image.open(path) as image:
             image.load()
             return image
     except _DECODE_ERRORS as error:
-        raise UserError(_undecodable(path, what, error)) from error
+        raise UserError(_undecodable(path, what, error, remove)) from error
 
 
-def _undecodable(path: Path, what: str, error: Exception) -> str:
+def _undecodable(path: Path, what: str, error: Exception, remove: str = OF_PAIR) -> str:
     if isinstance(error, FileNotFoundError):
-        return f"{path}: expected {what}, got no such file; restore it or remove its partner"
+        remedy = "restore it or remove its partner" if remove == OF_PAIR else "check the path"
+        return f"{path}: expected {what}, got no such file; {remedy}"
+    if isinstance(error, IsADirectoryError):
+        return f"{path}: expected {what}, got a folder; check the path"
+    if isinstance(error, Image.DecompressionBombError):
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
+        return f"{path}: expected {what} of at most {limit} million pixels, got more; reduce it"
     reason = " ".join(str(error).split()) or type(error).__name__
     reason = reason.replace(f"'{path}'", "it").replace(repr(path), "it").replace(str(path), "it")
-    return f"{path}: expected {what}, got a damaged file ({reason}); replace it or remove it and its partner"
+    return f"{path}: expected {what}, got a damaged file ({reason}); replace it or remove {remove}"

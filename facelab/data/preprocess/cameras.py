@@ -4,6 +4,8 @@ Deep3DFaceRecon's network, as the cameras of EG3D's released data sets do."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -122,6 +124,31 @@ def make_camera_estimator(
     from facelab.nn.pretrained.face_reconstruction import load_face_regressor
 
     return Deep3dCamera(load_face_regressor(weights, device), standard)
+
+
+class LateCamera:
+    """An estimator that is made when the first camera is wanted, as :class:`~.detectors.LateDetector` is.
+
+    Args:
+        make: makes it, once; may raise UserError.
+    """
+
+    def __init__(self, make: Callable[[], CameraEstimator | None]) -> None:
+        self._made = functools.cache(make)
+
+    def estimate(self, photo: Image.Image, face: Face, where: str) -> Estimate:
+        """See :class:`CameraEstimator`."""
+        estimator = self._made()
+        assert estimator is not None, "cameras from points need no estimator"
+        return estimator.estimate(photo, face, where)
+
+
+def late_camera_estimator(
+    name: str, *, weights: str | Path | None = None, standard: Array | None = None, device: str = "cpu"
+) -> CameraEstimator | None:
+    """:func:`make_camera_estimator`, but a network's file is opened when the first camera is wanted."""
+    make = functools.partial(make_camera_estimator, name, weights=weights, standard=standard, device=device)
+    return LateCamera(make) if name == "deep3d" else make()
 
 
 def named_coefficients(numbers: Array) -> dict[str, list[float]]:

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +148,29 @@ class FileLandmarks:
             if stem and (self.path / f"{stem}{kind}").is_file():
                 return self.path / f"{stem}{kind}"
         raise UserError(f"no landmarks for {name}: expected {stem}{'|'.join(FILE_KINDS)} in {self.path}")
+
+
+class LateDetector:
+    """A detector that is made when it first looks at a picture: what is wrong with the picture is then said first.
+
+    Args:
+        make: makes it, once; may raise UserError.
+    """
+
+    def __init__(self, make: Callable[[], FaceDetector]) -> None:
+        self._made = functools.cache(make)
+
+    @property
+    def name(self) -> str:
+        return self._made().name
+
+    @property
+    def looks(self) -> bool:
+        return self._made().looks
+
+    def detect(self, image: NDArray[np.uint8], name: str = "") -> list[Face]:
+        """See :class:`facelab.data.preprocess.faces.FaceDetector`."""
+        return self._made().detect(image, name)
 
 
 def read_points(path: Path, name: str = "") -> NDArray[np.float64]:

@@ -134,9 +134,24 @@ class PreparedPhoto:
         pose = None if self.label is None else self.label[:16].reshape(4, 4)
         return draw_overlay(self.photo, self.faces, self.face, self.plan, self.crop, pose, self.lines(), self.go)
 
+    def outdated(self, folder: str | Path, *, force: bool = False) -> list[Path]:
+        """Crop and camera that an earlier run left in ``folder`` beside its report, and :meth:`save` would not write."""
+        folder, stem = Path(folder), self.path.stem
+        if self.label is not None and (self.go or force):
+            return []
+        try:
+            before = json.loads((folder / f"{stem}.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return []
+        if not isinstance(before, dict) or before.get("go") is not True or "camera" not in before:
+            return []
+        paths = (folder / f"{stem}.png", folder / f"{stem}.npy")
+        return [path for path in paths if path.is_file() and path.resolve() != self.path.resolve()]
+
     def save(self, folder: str | Path, *, force: bool = False) -> dict[str, Path]:
         """Write ``<stem>_overlay.png`` and ``<stem>.json``; of a photo that may be used (or with ``force``) also
-        the crop ``<stem>.png`` and the camera ``<stem>.npy`` (25 float64).
+        the crop ``<stem>.png`` and the camera ``<stem>.npy`` (25 float64). Those of an earlier run, which this
+        verdict contradicts, are removed (:meth:`outdated`).
 
         Raises:
             UserError: the folder cannot be written, or a file would replace the photo itself.
@@ -149,6 +164,8 @@ class PreparedPhoto:
         for path in files.values():
             if path.resolve() == self.path.resolve():
                 raise UserError(f"{path}: would replace the photo itself; choose another output folder")
+        for path in self.outdated(folder, force=force):
+            path.unlink(missing_ok=True)
         for name, picture in (("overlay", self.overlay()), ("crop", self.crop)):
             if name in files and picture is not None:
                 with atomic_path(files[name]) as temporary:
@@ -187,7 +204,7 @@ def prepare_photo(
         UserError: no picture, or no such face.
     """
     path = Path(path)
-    photo = open_photo(path)
+    photo = open_photo(path)  # before the detector, which may only now be made: a damaged photo needs none
     found = by_size(detector.detect(np.asarray(photo), path.name))
     if not found:
         return PreparedPhoto(path, photo, (), None, None, None, None, None, (no_face(path.name),))
@@ -224,9 +241,9 @@ def open_photo(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             turn = image.getexif().get(274, 1)
-    except (OSError, SyntaxError, ValueError):
-        turn = 1
-    image = reading.read_image(path)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        turn = 1  # what is wrong is said below
+    image = reading.read_image(path, remove="it")
     turns = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,

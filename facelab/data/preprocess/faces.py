@@ -97,6 +97,7 @@ def choose(faces: Sequence[Face], number: int | None, where: str) -> Face:
         return faces[0]
     if not 1 <= number <= len(faces):
         raise UserError(
-            f"{where}: --face {number}, expected 1 to {len(faces)}, the faces found, largest first; see the overlay"
+            f"{where}: --face {number}, expected 1 to {len(faces)}, the faces found, largest first; the overlay of a run "
+            "without --face numbers them"
         )
     return faces[number - 1]

@@ -2,7 +2,8 @@
 """A folder of photos -> a data set in EG3D's layout: crops and ``dataset.json`` with 25 camera numbers each.
 
 Each photo is finished by its record ``records/<name>.json``, written last, so that a run that was interrupted goes
-on where it stopped. ``dataset.json`` and ``report.json`` are made from the records at the end of every run.
+on where it stopped; photos that could not be read are tried again. ``dataset.json`` and ``report.json`` are made from
+the records at the end of every run.
 """
 
 from __future__ import annotations
@@ -126,7 +127,7 @@ def prepare_photos(
         Interrupted: Ctrl-C; what is done is kept.
     """
     source, target, settings = Path(source), Path(target), settings or PhotoSettings()
-    jobs = _jobs(source, target)
+    jobs = _jobs(source, target, settings.mirror)
     if overlays is not None and Path(overlays).resolve().is_relative_to(target.resolve()):
         raise UserError(f"--overlays {overlays} lies inside the data set {target}; choose a folder outside of it")
     _detector.cache_clear()  # files of points may have changed
@@ -134,9 +135,9 @@ def prepare_photos(
     _camera(settings)
     _detector(settings)  # a missing package or file is said once, here
     _claim(target, settings)
-    open_jobs = [job for job in jobs if not _record_path(target, job[1]).is_file()]
-    report = PhotosReport(kept=len(jobs) - len(open_jobs))
     seen = None if overlays is None else Path(overlays)
+    open_jobs = [job for job in jobs if not _is_done(target, job[1], seen)]
+    report = PhotosReport(kept=len(jobs) - len(open_jobs))
     work = functools.partial(_work, target=target, settings=settings, overlays=seen)
     try:
         with closing(in_processes(work, open_jobs, workers, _start_worker)) as done:
@@ -169,7 +170,7 @@ def make_one(
         return _write_record(target, name, {"photo": photo.name, "damaged": str(error), "labels": []})
     record = found.report() | {"labels": []}
     if overlays is not None:
-        with atomic_path(Path(overlays) / f"{name}.jpg") as temporary:
+        with atomic_path(_overlay_path(overlays, name)) as temporary:
             found.overlay().save(temporary, quality=92)
     if found.crop is not None and found.label is not None and (found.go or settings.force):
         from facelab.data.preprocess.labels import mirror_label
@@ -182,7 +183,7 @@ def make_one(
     return _write_record(target, name, record)
 
 
-def _jobs(source: Path, target: Path) -> list[tuple[Path, str]]:
+def _jobs(source: Path, target: Path, mirror: bool) -> list[tuple[Path, str]]:
     """(photo, its name in the data set: relative path without ending)."""
     if not source.is_dir():
         raise UserError(f"no folder {source}: expected photos; check the path")
@@ -194,6 +195,12 @@ def _jobs(source: Path, target: Path) -> list[tuple[Path, str]]:
         if name in jobs:
             raise UserError(f"{photo} and {jobs[name].name} share a name; expected one photo of a name; rename one")
         jobs[name] = photo
+    for name in jobs if mirror else ():
+        if f"{name}_mirror" in jobs:
+            raise UserError(
+                f"{jobs[name + '_mirror']} has the name that the mirror image of {jobs[name].name} gets; expected other "
+                "names with --mirror; rename it"
+            )
     if not jobs:
         raise UserError(f"no photos in {source}: expected files ending in {', '.join(reading.IMAGE_SUFFIXES)}")
     return [(photo, name) for name, photo in jobs.items()]
@@ -270,6 +277,21 @@ def _summarise(target: Path, names: list[str], report: PhotosReport) -> None:
 
 def _record_path(target: Path, name: str) -> Path:
     return target / RECORDS / f"{name}.json"
+
+
+def _overlay_path(overlays: Path, name: str) -> Path:
+    return Path(overlays) / f"{name}.jpg"
+
+
+def _is_done(target: Path, name: str, overlays: Path | None) -> bool:
+    """Whether a photo has its record (and its overlay, where these are wanted); what was damaged may be mended now."""
+    try:
+        record = json.loads(_record_path(target, name).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    if "damaged" in record:
+        return False
+    return overlays is None or _overlay_path(overlays, name).is_file()
 
 
 def _write_record(target: Path, name: str, record: dict[str, Any]) -> dict[str, Any]:

@@ -168,7 +168,9 @@ def judge(
 def no_face(where: str) -> Check:
     """The finding of a picture in which nothing was found."""
     return Check(
-        "no_face", "refused", f"no face found in {where}: it may be an animal, a back of the head or too small"
+        "no_face",
+        "refused",
+        f"no face found in {where}: it may be an animal, a back of the head, too small, or lie on its side (turn the photo)",
     )
 
 

@@ -162,3 +162,60 @@ def test_files_and_exit_status(astronaut: Path, tmp_path: Path) -> None:
     assert run(prepare_photo_command, [*given, "--force"]).exit_code == 0 and (tmp_path / "no" / "tiny.npy").is_file()
     missing = run(prepare_photo_command, [str(tmp_path / "none.jpg"), *given[1:]])
     assert missing.exit_code == 2 and missing.output.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "expected a picture, got no such file; check the path"),
+        (
+            b"no picture",
+            "expected a picture, got a damaged file (cannot identify image file it); replace it or remove it",
+        ),
+        ("folder", "expected a picture, got a folder"),
+        ("huge", "expected a picture of at most 178 million pixels, got more; reduce it"),
+    ],
+)
+@pytest.mark.parametrize("weights", ["detector", "deep3d"])
+def test_the_photo_is_read_before_weights_are_looked_for(content, message: str, weights: str, tmp_path: Path) -> None:
+    photo = tmp_path / "me.png"
+    if content == "folder":
+        photo.mkdir()
+    elif content == "huge":
+        Image.new("1", (20000, 20000)).save(photo)
+    elif content is not None:
+        photo.write_bytes(content)
+    options = {
+        "detector": ["--detector-weights", str(tmp_path / "none")],
+        "deep3d": ["--camera-from", "deep3d", "--deep3d-weights", str(tmp_path / "none.pth")],
+    }[weights]
+    result = CliRunner().invoke(prepare_photo_command, [str(photo), *options])
+    assert result.exit_code == 2 and message in result.output and len(result.output.splitlines()) == 1, result.output
+    assert "partner" not in result.output
+
+
+def test_a_missing_detector_is_said_for_a_sound_photo(astronaut: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(prepare_photo_command, [str(astronaut), "--detector-weights", str(tmp_path / "none")])
+    assert result.exit_code == 2 and "expected MTCNN weights" in result.output
+
+
+def test_a_refusal_leaves_no_crop_of_an_earlier_run(astronaut: Path, tmp_path: Path) -> None:
+    out, points = tmp_path / "out", tmp_path / "points.npy"
+    command = [str(astronaut), "--out", str(out), "--landmarks"]
+    assert CliRunner().invoke(prepare_photo_command, [*command, str(ASTRONAUT / "drawing.json")]).exit_code == 0
+    assert (out / "astronaut.png").is_file() and (out / "astronaut.npy").is_file()
+    five = np.array(json.loads((ASTRONAUT / "drawing.json").read_text())["landmarks"])
+    np.save(points, (five - five.mean(0)) @ np.array([[0.0, 1.0], [-1.0, 0.0]]) + five.mean(0))  # a face on its side
+    result = CliRunner().invoke(prepare_photo_command, [*command, str(points)])
+    assert result.exit_code == 1 and "removed, from an earlier run: " in result.output
+    assert not (out / "astronaut.png").exists() and not (out / "astronaut.npy").exists()
+    (out / "astronaut.png").write_text("somebody else's")
+    assert CliRunner().invoke(prepare_photo_command, [*command, str(points)]).exit_code == 1
+    assert (out / "astronaut.png").read_text() == "somebody else's"
+
+
+def test_force_without_a_face_is_no_success(astronaut: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("facelab.cli.photo_input.lazy_detector", lambda *_: lambda: FixedDetector([]))
+    result = CliRunner().invoke(prepare_photo_command, [str(astronaut), "--force", "--out", str(tmp_path / "out")])
+    assert result.exit_code == 1 and "no face found" in result.output
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["astronaut.json", "astronaut_overlay.png"]

@@ -114,3 +114,24 @@ def test_command(folder: Path, tmp_path: Path) -> None:
     )
     failed = CliRunner().invoke(main, ["photos", str(tmp_path / "none"), str(tmp_path / "x"), "--quiet"])
     assert failed.exit_code == 2 and failed.output.count("\n") == 1
+
+
+def test_a_mended_photo_and_new_overlays_are_made_on_the_next_run(folder: Path, tmp_path: Path) -> None:
+    settings = PhotoSettings(landmarks=str(tmp_path / "points"), size=64)
+    first = prepare_photos(folder, tmp_path / "set", settings, progress=False)
+    assert list(first.damaged) == ["zz"]
+    Image.open(folder / "astronaut.png").convert("RGB").save(folder / "zz.jpg", quality=95)
+    np.save(tmp_path / "points" / "zz.npy", np.load(tmp_path / "points" / "astronaut.npy"))
+    second = prepare_photos(folder, tmp_path / "set", settings, progress=False)
+    assert not second.damaged and (second.used, second.kept) == (3, 2)
+    third = prepare_photos(folder, tmp_path / "set", settings, progress=False, overlays=tmp_path / "seen")
+    assert third.kept == 0 and len(list((tmp_path / "seen").rglob("*.jpg"))) == 3
+
+
+def test_a_photo_named_as_a_mirror_image_is_refused(folder: Path, tmp_path: Path) -> None:
+    (folder / "zz.jpg").rename(folder / "astronaut_mirror.jpg")
+    settings = PhotoSettings(landmarks=str(tmp_path / "points"), size=64, mirror=True)
+    with pytest.raises(
+        UserError, match="astronaut_mirror.jpg has the name that the mirror image of astronaut.png gets"
+    ):
+        prepare_photos(folder, tmp_path / "set", settings, progress=False)
