@@ -115,7 +115,10 @@ def masks(
     masks with 'prepare_data.py ffhq IMAGES OUT DST'.
     """
     from facelab.data.parsing import write_masks
+    from facelab.errors import UserError
 
+    if compare is not None and not compare.is_dir():
+        raise UserError(f"no folder {compare}: expected true masks; check the path")
     report = write_masks(
         images,
         out,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from facelab.cli.common import OneLineCommand, friendly
 from facelab.cli.photos import FINDING, optional_finding_options, prepare_folder
@@ -109,6 +110,9 @@ def eg3d(
         count = min(o["count"], max_images or o["count"])
         items = synthetic_items(count, size or 128, o["seed"], **options)
     else:
+        context = click.get_current_context()
+        given = {name: context.get_parameter_source(name) is ParameterSource.COMMANDLINE for name in ("count", "seed")}
+        _unused(given, "pictures from files; --max-images takes the first so many", ("count", "seed"))
         items = _from_folder(Path(src), cameras, masks, max_images, o)
     _write(dst, items, size, o, masks=masks, mirror=o["mirror"], crop=o["center_crop"])
 

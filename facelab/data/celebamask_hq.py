@@ -73,7 +73,10 @@ def find_pairs(root: str | Path) -> tuple[list[Path], list[Path], tuple[str, ...
         UserError: missing folder, empty folder, unknown layout, or counts differ (names the first without a partner).
     """
     root = Path(root)
-    expected = "expected celebahq_mask_img/ + celebahq_mask_mask/, images/ + masks/, or N.jpg beside N_mask.png"
+    expected = (
+        "expected celebahq_mask_img/ + celebahq_mask_mask/, images/ + masks/, or N.jpg beside N_mask.png (sets with "
+        "cameras: a dataset.json with labels)"
+    )
     if not root.is_dir():
         got = "a file" if root.exists() else "no such folder"
         raise UserError(f"no data set at {root}: {expected}, got {got}; check the path or run scripts/prepare_data.py")

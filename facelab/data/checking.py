@@ -18,7 +18,7 @@ from torch import Tensor
 from facelab.data.classes import NUM_CLASSES
 from facelab.data.eg3d_dataset import Eg3dDataset
 from facelab.data.eg3d_labels import CONVENTIONS, mirror_label, to_opencv_cam2world
-from facelab.data.eg3d_store import split_names
+from facelab.data.eg3d_store import labelled_names, read_description, split_names
 from facelab.data.prepare import histogram_lines
 from facelab.data.reading import IMAGE_SUFFIXES
 from facelab.errors import UserError
@@ -325,8 +325,12 @@ def edge_ratio(image: Image.Image, mask: np.ndarray) -> float:
 
 
 def _find_lonely(dataset: Eg3dDataset, report: SetReport) -> None:
-    """Pictures without a mask in a set that has masks, and masks without a picture."""
+    """Labels and masks without a picture, and pictures without a mask in a set that has masks."""
     files = dataset.store.names()
+    if dataset.labels is not None:
+        gone = sorted(labelled_names(read_description(dataset.store, files), dataset.store.root) - set(files))
+        if gone:
+            report.warnings.append(f"{len(gone)} labels have no picture, the first: {gone[0]}")
     pictures, partners = split_names(files)
     without = [name for name in pictures if name not in partners] if partners else []
     if without:

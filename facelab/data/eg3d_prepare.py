@@ -254,7 +254,8 @@ def folder_items(
         UserError: no such folder or no pictures; camera files that cannot be read; no picture has a camera.
     """
     if not folder.is_dir():
-        raise UserError(f"no pictures at {folder}: expected a folder, got no such folder; check the path")
+        got = "a file" if folder.exists() else "no such folder"
+        raise UserError(f"no pictures at {folder}: expected a folder, got {got}; check the path")
     found = [p.relative_to(folder).as_posix() for p in reading.list_images(folder, recursive=True)]
     names, partners = split_names(found)
     names = names[:limit]

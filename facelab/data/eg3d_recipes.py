@@ -156,28 +156,47 @@ def shapenet_items(folder: Path, pixels: float = 512.0, convention: str = "openc
     """Scene representation network renders: ``OBJECT/rgb/*.png``, ``OBJECT/pose/*.txt`` (16 numbers), ``OBJECT/intrinsics.txt``.
 
     The first line of the intrinsics is focal length and centre in pixels of a ``pixels`` wide picture.
-    Transparent pixels become white. UserError for another layout.
+    Transparent pixels become white. UserError for another layout; pictures of an object without intrinsics, and those
+    whose pose cannot be read, say so when they are loaded.
     """
     objects = sorted(p.parent for p in folder.glob("*/intrinsics.txt")) if folder.is_dir() else []
     if not objects:
         raise UserError(
             f"{folder}: expected OBJECT/intrinsics.txt, OBJECT/rgb and OBJECT/pose, got none; check the path"
         )
-    items = []
+    items = [_without_intrinsics(home, folder, p) for home in _incomplete(folder, objects) for p in _renders(home)]
     for home in objects:
         inner = _first_line(home / "intrinsics.txt", pixels)
         source = CameraSource(home / "pose", convention)
 
         def load(picture: Path, inner: list[float] = inner, source: CameraSource = source) -> Loaded:
             text = _text(picture.parent.parent / "pose" / f"{picture.stem}.txt")
-            pose = {"pose": [float(v) for v in text.split()], "intrinsics": inner}
+            try:
+                pose = {"pose": [float(v) for v in text.split()], "intrinsics": inner}
+            except ValueError as error:
+                raise UserError(f"pose of {picture}: expected 16 numbers, got {error}; mend the file") from error
             return Loaded(reading.read_image(picture, "white"), source.label(pose, f"pose of {picture}"))
 
-        for picture in reading.list_images(home / "rgb") if (home / "rgb").is_dir() else []:
+        for picture in _renders(home):
             items.append(Item(picture.relative_to(folder).as_posix(), lambda p=picture, load=load: load(p)))
     if not items:
         raise UserError(f"{folder}: {len(objects)} objects but no pictures in OBJECT/rgb; check the path")
     return items
+
+
+def _renders(home: Path) -> list[Path]:
+    return reading.list_images(home / "rgb") if (home / "rgb").is_dir() else []
+
+
+def _incomplete(folder: Path, objects: list[Path]) -> list[Path]:
+    return sorted({path.parent for path in folder.glob("*/rgb")} - set(objects))
+
+
+def _without_intrinsics(home: Path, folder: Path, picture: Path) -> Item:
+    def load() -> Loaded:
+        raise UserError(f"{home}/intrinsics.txt is missing; restore it or remove {home.name}")
+
+    return Item(picture.relative_to(folder).as_posix(), load)
 
 
 # ------------------------------------------------------------------ sets out of sets

@@ -233,6 +233,13 @@ def read_labels(description: dict[str, Any] | None, names: list[str], origin: Pa
     return torch.tensor(rows, dtype=torch.float32).reshape(-1, LABEL_WIDTH)
 
 
+def labelled_names(description: dict[str, Any] | None, origin: Path) -> set[str]:
+    """Names of the pictures that the labels of a set are for, be they there or not."""
+    if description is None or description.get("labels") is None:
+        return set()
+    return {entry[0] for entry in _entries(description["labels"], origin / DESCRIPTION)}
+
+
 def _label(value: Any, name: str, path: Path) -> list[float]:
     if isinstance(value, int) and not isinstance(value, bool):
         raise UserError(

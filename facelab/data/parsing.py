@@ -21,7 +21,7 @@ from torch import Tensor
 
 from facelab.data import reading
 from facelab.data.classes import BISENET19_TO_CELEBA, NUM_CLASSES, PALETTE, SOFGAN_TO_CELEBA
-from facelab.errors import UserError
+from facelab.errors import Interrupted, UserError
 from facelab.files import atomic_path, make_folder
 from facelab.nn.pretrained.face_parsing import (
     IMAGENET_MEAN,
@@ -119,9 +119,11 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
                 content: Any = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no iterator
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0][:160]
-        raise UserError(f"{path} is damaged or holds more than tensors: {reason}; get the file again") from error
+    except Exception as error:  # torch's own text explains at length how to run what is in a file
+        raise UserError(
+            f"{path}: expected a .pth or .safetensors file of tensors, got one that is damaged or holds more than tensors "
+            f"({type(error).__name__}); get the file again"
+        ) from error
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
@@ -190,6 +192,7 @@ def write_masks(
 
     Raises:
         UserError: no pictures, names that collide, another parser or size began the folder, no picture could be read.
+        Interrupted: Ctrl-C; what is done is kept.
     """
     images, out = Path(images), Path(out)
     if size < 8 or batch < 1 or workers < 1:
@@ -205,6 +208,8 @@ def write_masks(
             for done in _with_bar(_run(todo, parser, size, batch, pool, report), len(todo), progress):
                 report.written += done
         report.finished = True
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted; what is done is kept, give the same command again to go on") from None
     finally:
         with atomic_path(out / REPORT) as temporary:
             temporary.write_text(json.dumps(asdict(report), indent=1) + "\n", encoding="utf-8")
@@ -221,6 +226,8 @@ def _jobs(images: Path, out: Path) -> list[_Job]:
     if not images.is_dir():
         raise UserError(f"no folder {images}: expected pictures; check the path")
     inside = out.resolve()
+    if inside == images.resolve() or inside in images.resolve().parents:
+        raise UserError(f"masks cannot go to {out}, where the pictures lie; choose another folder for them")
     pictures = [p for p in reading.list_images(images, recursive=True) if inside not in p.resolve().parents]
     if not pictures:
         raise UserError(f"{images} holds no pictures ({', '.join(reading.IMAGE_SUFFIXES)}); check the path")

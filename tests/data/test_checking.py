@@ -201,3 +201,17 @@ def test_real_crops_have_the_oddities_that_their_readme_names(real_data: Path, t
     report = check_set(Eg3dDataset(real_data / "eg3d_portraits"), fast=True)
     assert report.poses is not None and report.poses.convention == "opencv_c2w"
     assert report.poses.h_stddev == pytest.approx(math.radians(8.1), abs=0.005)
+
+
+def test_labels_without_a_picture_are_told(folder: Path) -> None:
+    description = json.loads((folder / "dataset.json").read_text())
+    description["labels"].append(["00000/gone.png", description["labels"][0][1]])
+    (folder / "dataset.json").write_text(json.dumps(description))
+    report = check(folder)
+    assert report.warnings == ["1 labels have no picture, the first: 00000/gone.png"] and not report.problems
+
+
+def test_a_folder_without_labels_or_masks_is_told_of_both_layouts(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    result = CliRunner().invoke(main, ["check", str(tmp_path)])
+    assert result.exit_code == 2 and "N_mask.png (sets with cameras: a dataset.json with labels)" in result.output

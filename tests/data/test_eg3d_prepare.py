@@ -347,3 +347,33 @@ def test_real_crops_go_through_every_step(real_data: Path, tmp_path: Path) -> No
     run("eg3d-rebalance", tmp_path / "set.zip", tmp_path / "flat.zip")
     steep = eg3d_recipes.replicas_by_yaw(made.labels)  # type: ignore[arg-type]
     assert len(Eg3dDataset(tmp_path / "flat.zip")) == sum(steep) > 38
+
+
+def shapenet_object(home: Path) -> None:
+    pictures_in(home / "rgb", 2)
+    (home / "pose").mkdir()
+    for number in range(2):
+        np.savetxt(home / "pose" / f"p{number}.txt", camera_of(number)[None, :16])
+    (home / "intrinsics.txt").write_text("525 256 256 0\n")
+
+
+def test_shapenet_pictures_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        shapenet_object(tmp_path / "cars" / name)
+    (tmp_path / "cars" / "a" / "pose" / "p1.txt").write_text("1 2 none")
+    output = run("eg3d-shapenet", tmp_path / "cars", tmp_path / "one", "--size", 16, "--quiet")
+    assert "3 pictures written" in output and "1 left out, the first: a/rgb/p1.png" in output
+    assert "expected 16 numbers, got could not convert string to float: 'none'" in output
+    (tmp_path / "cars" / "b" / "intrinsics.txt").unlink()
+    output = run("eg3d-shapenet", tmp_path / "cars", tmp_path / "two", "--size", 16, "--quiet")
+    assert "1 pictures written" in output and "3 left out, the first: b/rgb/p0.png" in output
+    assert "intrinsics.txt is missing; restore it or remove b" in output
+
+
+def test_what_is_no_folder_and_numbers_of_heads_are_refused_for_files(tmp_path: Path) -> None:
+    pictures_in(tmp_path / "in", 1)
+    output = run("eg3d", tmp_path / "in" / "p0.png", tmp_path / "out", status=2)
+    assert "expected a folder, got a file" in output
+    for option in ("--count", "--seed"):
+        output = run("eg3d", tmp_path / "in", tmp_path / "out", "--no-labels", option, 3, status=2)
+        assert f"{option} has no effect on pictures from files" in output and not (tmp_path / "out").exists()

@@ -21,7 +21,7 @@ from facelab.data import parsing, reading
 from facelab.data.classes import BISENET19_TO_CELEBA, CLASSES, FLIP_TABLE, PALETTE, SOFGAN_TO_CELEBA
 from facelab.data.parsing import load_parser, save_mask, save_small_parser, write_masks
 from facelab.draws import Draws
-from facelab.errors import UserError
+from facelab.errors import Interrupted, UserError
 from facelab.methods.face_parser import augment as aug
 from facelab.methods.face_parser.config import AugmentConfig, FaceParserConfig
 from facelab.methods.face_parser.training import METHOD, PARSER_FILE, ExportParser, dice_loss
@@ -227,6 +227,44 @@ def test_folders_that_cannot_be_parsed(small: Path, tmp_path: Path) -> None:
     (tmp_path / "in/x.png").write_bytes(b"")
     with pytest.raises(UserError, match="would share the mask"):
         write_masks(tmp_path / "in", tmp_path / "masks", small, progress=False)
+
+
+def test_masks_do_not_go_where_the_pictures_lie(small: Path, pictures: Path) -> None:
+    for out in (pictures, pictures.parent):
+        with pytest.raises(UserError, match="where the pictures lie; choose another folder"):
+            write_masks(pictures, out, small, size=32, progress=False)
+
+
+def test_a_file_that_is_no_parser_is_refused_in_few_words(tmp_path: Path) -> None:
+    (tmp_path / "parser.pth").write_bytes(b"\xff\xd8 no parser")
+    with pytest.raises(UserError, match=r"damaged or holds more than tensors \(\w+\); get the file again$"):
+        load_parser(tmp_path / "parser.pth")
+
+
+def test_an_interrupt_says_that_masks_are_kept(
+    small: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def interrupted(*arguments: object, **options: object) -> object:
+        if seen:
+            raise KeyboardInterrupt
+        seen.append(1)
+        return plain(*arguments, **options)  # type: ignore[arg-type]
+
+    plain = parsing.parse_pictures
+    monkeypatch.setattr(parsing, "parse_pictures", interrupted)
+    with pytest.raises(Interrupted, match="what is done is kept"):
+        write_masks(pictures, tmp_path / "masks", small, size=32, batch=1, progress=False)
+    monkeypatch.undo()
+    again = write_masks(pictures, tmp_path / "masks", small, size=32, progress=False)
+    assert again.kept == 1 and again.written == 2
+
+
+def test_the_folder_of_true_masks_is_looked_for_first(small: Path, pictures: Path, tmp_path: Path) -> None:
+    arguments = [str(pictures), str(tmp_path / "masks"), "--parser", str(small), "--compare", str(tmp_path / "none")]
+    result = CliRunner().invoke(masks, arguments)
+    assert result.exit_code == 2 and "expected true masks" in result.output and not (tmp_path / "masks").exists()
 
 
 def test_comparison_counts_pixels(tmp_path: Path) -> None:
