@@ -76,6 +76,7 @@ def load(path: str | Path, device: str | torch.device = "cpu", weights: str | No
         raise UserError(f"{path} holds no generator, only {sorted(checkpoint.weights)}")
     generator = method.build_generator(config)
     chosen = checkpoint.weights[weights or available[0]]
+    check_finite(path, chosen)
     state = {k: v.float() if v.is_floating_point() else v for k, v in chosen.items()}
     try:
         generator.load_state_dict(state)
@@ -88,6 +89,16 @@ def load(path: str | Path, device: str | torch.device = "cpu", weights: str | No
     if not generator.has_averages:
         generator.update_averages()
     return FaceModel(method, generator, config, dict(checkpoint.meta), Path(path))
+
+
+def check_finite(path: str | Path, weights: Mapping[str, Tensor]) -> None:
+    """UserError where weights hold NaN or infinite numbers; names the first tensor."""
+    for name, value in weights.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise UserError(
+                f"{path}: '{name}' holds NaN or infinite numbers, expected weights that make pictures; take an earlier "
+                "checkpoint, or convert or download the file again"
+            )
 
 
 def locate(path: str | Path) -> Path:

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,15 @@ Command = Callable[..., Any]
 
 
 class OneLineCommand(click.Command):
-    """A command that says what is wrong with its options in one line, like every other error."""
+    """A command that says what is wrong with its options in one line, like every other error.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    Args:
+        instead: flag of an original program -> what there is here instead, said when it is used.
+    """
+
+    def __init__(self, *args: Any, instead: Mapping[str, str] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.instead = instead or {}
         self.context_settings = {
             "help_option_names": ["-h", "--help"],
             "max_content_width": 100,
@@ -30,7 +36,7 @@ class OneLineCommand(click.Command):
         }
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
-        with one_line_usage():
+        with one_line_usage(self.instead):
             return super().make_context(*args, **kwargs)
 
 
@@ -45,15 +51,37 @@ class OneLineGroup(OneLineCommand, click.Group):
 
 
 @contextlib.contextmanager
-def one_line_usage() -> Iterator[None]:
-    """Print click's complaint about the command line as ``error: ...`` and leave with status 2."""
+def one_line_usage(instead: Mapping[str, str] | None = None) -> Iterator[None]:
+    """Print click's complaint about the command line as ``error: ...`` and leave with status 2.
+
+    ``instead``: what to say of flags that an original program has and this one has not.
+    """
     try:
         yield
+    except click.NoSuchOption as error:
+        advice = (instead or {}).get(error.option_name)
+        message = " ".join(error.format_message().split()).rstrip(".")
+        if advice is not None:
+            message = f"{error.option_name} is a flag of the original; here: {advice}"
+        click.echo(f"error: {message}; see --help", err=True)
+        raise click.exceptions.Exit(2) from error
     except click.UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # a group without a subcommand shows its help
             raise
         click.echo(f"error: {' '.join(error.format_message().split()).rstrip('.')}; see --help", err=True)
         raise click.exceptions.Exit(2) from error
+
+
+class FiniteFloat(click.FloatRange):
+    """A number that is neither NaN nor infinite, perhaps within bounds."""
+
+    name = "float"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"expected a finite number, got {value}", param, ctx)
+        return number
 
 
 def friendly(function: Command) -> Command:

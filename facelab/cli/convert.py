@@ -46,13 +46,15 @@ def open_any(path: str | Path, ema: str | Path | None = None) -> Source:
     Raises:
         UserError: unreadable, refused (code in a pickle), or not a generator.
     """
-    from facelab.api import locate
+    from facelab.api import check_finite, locate
     from facelab.checkpoints.format import load_checkpoint
     from facelab.config import to_dict
 
     found = locate(path)
-    if found.is_dir() or found.suffix == ".safetensors":
+    if not found.is_file() or found.suffix == ".safetensors":
         checkpoint = load_checkpoint(found, with_state=False)
+        for weights in checkpoint.weights.values():
+            check_finite(path, weights)
         config: dict[str, Any] = dict(checkpoint.meta["config"])  # type: ignore[call-overload]
         meta = {**checkpoint.meta, "step": checkpoint.step}
         return Source(str(meta["method"]), dict(config["model"]), checkpoint.weights, meta, config=config)

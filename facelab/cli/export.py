@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from facelab.cli.common import OneLineCommand, friendly
+from facelab.cli.common import FiniteFloat, OneLineCommand, friendly
 from facelab.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,7 +31,10 @@ PER_TENSOR = 160  # bytes of a safetensors header for each tensor: name, shape, 
 )
 @click.option("--weights", default="ema", show_default=True, help="The generator's: ema, ema_slow or generator.")
 @click.option(
-    "--max-mb", type=float, default=None, help="Refuse a larger file, megabytes of 10^6 bytes. [default: no limit]"
+    "--max-mb",
+    type=FiniteFloat(min=0),
+    default=None,
+    help="Refuse a larger file, megabytes of 10^6 bytes. [default: no limit]",
 )
 @click.option("--mirror-depth", is_flag=True, help="Turn a hollow face inside out (see docs/fenerf.md).")
 @friendly
@@ -115,7 +118,10 @@ def is_discriminator(name: str) -> bool:
 def _mirrored(groups: Mapping[str, Mapping[str, Tensor]], field: Any) -> dict[str, Mapping[str, Tensor]]:
     """The weights with depth turned inside out, pose heads with them; the code averages stay as they are."""
     from facelab.bases.pigan.hollow import mirror_depth_of_field, mirror_pose_head
+    from facelab.fields.siren import SirenConfig
 
+    if not isinstance(field, SirenConfig):
+        raise UserError("--mirror-depth turns the fields of pi-GAN and FENeRF inside out, this model has another kind")
     try:
         generator = mirror_depth_of_field(groups["ema"], field)
     except ValueError as error:

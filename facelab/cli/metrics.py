@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from facelab.cli.bars import Bar
-from facelab.cli.common import OneLineCommand, device_option, friendly, open_model, pick_device
+from facelab.cli.common import FiniteFloat, OneLineCommand, device_option, friendly, open_model, pick_device
 from facelab.cli.measure import OF_PICTURES, Request, Session
 from facelab.errors import UserError, nearest
 
@@ -22,7 +22,23 @@ METRICS = (
 INCEPTION = "inception_fid"  # entry of networks/manifest.yaml
 
 
-@click.command("compute_metrics", cls=OneLineCommand)
+ORIGINAL_METRICS = {  # of EG3D's original -> what it is here
+    "fid50k_full": "fid with --num-images 50000",
+    "fid50k": "fid with --num-images 50000",
+    "kid50k_full": "kid with --num-images 50000",
+    "kid50k": "kid with --num-images 50000",
+    "pr50k3_full": "precision_recall with --num-images 50000",
+    "pr50k3": "precision_recall with --num-images 50000",
+}
+INSTEAD = {  # its flags that are not here
+    "--network": "MODEL is the first argument, without a flag",
+    "--mirror": "nothing, real pictures are never mirrored; leave it out",
+    "--gpus": "--device; one GPU measures",
+    "--verbose": "nothing; leave it out",
+}
+
+
+@click.command("compute_metrics", cls=OneLineCommand, instead=INSTEAD)
 @click.argument("model", type=click.Path(path_type=Path), required=False)
 @click.option("--metrics", default="frechet_random", show_default=True, help=f"With commas: {', '.join(METRICS)}.")
 @click.option(
@@ -47,7 +63,13 @@ INCEPTION = "inception_fid"  # entry of networks/manifest.yaml
     help="Factor on the samples per ray of training.",
 )
 @click.option(
-    "--psi", "--truncation", "psi", type=float, default=1.0, show_default=True, help="1 = full variety, 0 = average."
+    "--psi",
+    "--truncation",
+    "psi",
+    type=FiniteFloat(-100, 100),
+    default=1.0,
+    show_default=True,
+    help="1 = full variety, 0 = average.",
 )
 @click.option(
     "--inception", type=click.Path(path_type=Path), default=None, help="The FID Inception weights, for fid and kid."
@@ -163,6 +185,8 @@ def parse_metrics(text: str) -> tuple[str, ...]:
     """``"fid,pose"`` -> names of :data:`METRICS`, each once. UserError with the nearest name otherwise."""
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     for name in names:
+        if name in ORIGINAL_METRICS:
+            raise UserError(f"{name} is a metric of the original; here: {ORIGINAL_METRICS[name]}")
         if name not in METRICS:
             raise UserError(f"unknown metric {name!r}, expected some of {', '.join(METRICS)}.{nearest(name, METRICS)}")
     if not names:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,6 +42,8 @@ def parse_views(yaws: str, pitches: str = "0") -> list[tuple[float, float]]:
     for name, text in (("yaws", yaws), ("pitches", pitches)):
         try:
             numbers[name] = [float(x) for x in text.split(",")]
+            if not all(map(math.isfinite, numbers[name])):
+                raise ValueError
         except ValueError:
             raise UserError(f"--{name} takes numbers such as -0.5,0,0.5, got {text!r}") from None
     count, up = len(numbers["yaws"]), numbers["pitches"]

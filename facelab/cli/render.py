@@ -12,6 +12,7 @@ from click.core import ParameterSource
 
 from facelab.cli.common import (
     Command,
+    FiniteFloat,
     OneLineCommand,
     device_option,
     friendly,
@@ -40,6 +41,30 @@ LAYERS = (
     "image, raw (before super-resolution), mask, blend, depth, normals, shape (shaded mesh, cut out of the density)"
 )
 
+# flags of EG3D's programs that are not here -> what to do
+OF_BOTH = {
+    "--network": "MODEL is the first argument, without a flag",
+    "--outdir": "--out",
+    "--trunc": "--psi",
+    "--trunc-cutoff": "--truncation-cutoff",
+    "--class": "nothing, it had no effect; leave it out",
+    "--reload_modules": "nothing, no code of a file is run; leave it out",
+}
+OF_SAMPLES = OF_BOTH | {
+    "--fov-deg": "--fov, degrees from side to side instead of along the diagonal (as trained unless given)",
+    "--shapes": "scripts/extract_mesh.py with the same seeds",
+    "--shape-res": "--voxel-resolution of scripts/extract_mesh.py",
+    "--shape-format": "--format of scripts/extract_mesh.py",
+}
+OF_VIDEOS = OF_BOTH | {
+    "--num-keyframes": "nothing, it is the number of seeds divided by the cells of --grid; leave it out",
+    "--shuffle-seed": "nothing, seeds are taken in their order; leave it out",
+    "--interpolate": "one seed and --num-frames: only the camera moves",
+    "--image_mode": "--layers image,raw,depth",
+    "--cfg": "nothing, a model knows its cameras; leave it out",
+    "--sample_mult": "--ray-step-multiplier",
+    "--nrr": "--image-size",
+}
 PAIR_FRAMES = 36  # of render_video, from seed to seed
 
 
@@ -59,7 +84,7 @@ def truncation_options(psi: float) -> Callable[[Command], Command]:
             help="Truncate only the first so many layers (EG3D). [default: 14]",
         )(function)
         return click.option(
-            "--psi", "--truncation", "psi", type=float, default=psi, show_default=True,
+            "--psi", "--truncation", "psi", type=FiniteFloat(-100, 100), default=psi, show_default=True,
             help="1 = full variety, 0 = average.",
         )(function)  # fmt: skip
 
@@ -119,7 +144,7 @@ def refuse_shape_options(needed: str) -> None:
         raise UserError(f"{idle[0]} is for shapes, expected {needed} with it; add it or drop {idle[0]}")
 
 
-@click.command("render_images", cls=OneLineCommand)
+@click.command("render_images", cls=OneLineCommand, instead=OF_SAMPLES)
 @model_argument
 @seeds_option()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("imgs"), show_default=True, help="Output folder.")
@@ -190,7 +215,7 @@ def render_images(
         click.echo(str(path))
 
 
-@click.command("render_video", cls=OneLineCommand)
+@click.command("render_video", cls=OneLineCommand, instead=OF_VIDEOS)
 @model_argument
 @seeds_option((0, 1))
 @click.option("--out", type=click.Path(path_type=Path), default=Path("vids"), show_default=True, help="Output folder.")
@@ -216,7 +241,7 @@ def render_images(
     "camera path for the whole video (EG3D).",
 )
 @click.option("--grid", default="1x1", show_default=True, help="Columns x rows of heads; the seeds fill cell by cell.")
-@click.option("--fps", type=click.FloatRange(1), default=25.0, show_default=True, help="Frames per second.")
+@click.option("--fps", type=FiniteFloat(1, 1000), default=25.0, show_default=True, help="Frames per second.")
 @truncation_options(0.5)
 @click.option("--fov", type=float, default=None, help="Full field of view in degrees. [default: as trained]")
 @region_options
@@ -298,7 +323,7 @@ def render_video(
     click.echo(str(target))
 
 
-@click.command("extract_mesh", cls=OneLineCommand)
+@click.command("extract_mesh", cls=OneLineCommand, instead=OF_SAMPLES)
 @model_argument
 @seeds_option((0,))
 @click.option(

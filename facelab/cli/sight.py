@@ -145,8 +145,8 @@ def real_set(model: Any, sight: Sight, path: str, size: int) -> Any:
     if sight.conditioned:
         from facelab.data.eg3d_dataset import Eg3dDataset
 
-        d = model.config.data
-        return Eg3dDataset(path, size, mirror=d.mirror, alpha=d.alpha, cache="none")
+        # not mirrored, whatever the training did: as the published distances are measured
+        return Eg3dDataset(path, size, alpha=model.config.data.alpha, cache="none")
     config = model.config
     if sight.sphere:
         from facelab.data.thumbnails import open_pictures

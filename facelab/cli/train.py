@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from facelab.cli.common import OneLineCommand, friendly
+from facelab.cli.common import FiniteFloat, OneLineCommand, friendly
 
 if TYPE_CHECKING:
     from facelab.training.distributed import Distributed
+
+
+TICK_KIMG = 4.0  # of EG3D's original: thousand images from one line of the log to the next
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ def train_command(method: str, default_curriculum: str) -> click.Command:
     """The click command that trains a method; its package may add flags (``original_flags`` of ``options.py``)."""
     flags = own_flags(method)
 
-    @click.command(f"train_{method}", cls=OneLineCommand)
+    @click.command(f"train_{method}", cls=OneLineCommand, instead=getattr(flags, "INSTEAD", None))
     @click.option(
         "--curriculum", default=default_curriculum, show_default=True, help="Name (see --list-curricula) or YAML file."
     )
@@ -58,7 +61,7 @@ def train_command(method: str, default_curriculum: str) -> click.Command:
     @click.option("--fresh-discriminators", is_flag=True, help="With --init-from: take the generator only.")
     @click.option("--max-steps", type=int, default=None, help="Iterations in all (train.max_steps).")
     @click.option(
-        "--kimg", type=click.FloatRange(min=0, min_open=True), default=None, help="Length in thousand images instead."
+        "--kimg", type=FiniteFloat(min=0, min_open=True), default=None, help="Length in thousand images instead."
     )
     @click.option("--seed", type=int, default=None, help="Seed of the run (train.seed).")
     @click.option(
@@ -114,6 +117,8 @@ def run(
     reference: bool = False,
     allow_config_change: bool = False,
     dry_run: bool = False,
+    tick: float | None = None,
+    snap: float | None = None,
 ) -> int:
     """Resolve and check everything, then start the processes. Returns the exit code."""
     from facelab.cli.start import start_from
@@ -132,6 +137,7 @@ def run(
         import torch
 
         plan(device, gpus, processes, torch.cuda.device_count() if device != "cpu" else 0)
+    refuse_original(resume)
     trainable = load_method(method)
     named = {"data.path": data, "train.max_steps": max_steps, "train.seed": seed}
     changes = [f"{key}={value}" for key, value in named.items() if value is not None]
@@ -141,10 +147,10 @@ def run(
     restored = switched_back(trainable.deviations) if reference else []
     wanted = [*above, *restored, *changes, *overrides]
     staged = load_staged(trainable.config_type, [path], wanted, beneath)
-    if kimg is not None:
-        steps = steps_of(kimg, staged, gpus or processes or 1)
-        staged = load_staged(trainable.config_type, [path], [*wanted, f"train.max_steps={steps}"], beneath)
-    check(trainable, staged)
+    counted = in_steps(kimg, tick, snap, staged, gpus or processes or 1)
+    if counted:
+        staged = load_staged(trainable.config_type, [path], [*wanted, *counted], beneath)
+    check(trainable, staged, gpus or processes or 1)
     deviations = active(trainable.deviations, staged.at(0).reference)
     if is_first_process():
         if start and hasattr(trainable, "inherited"):
@@ -174,18 +180,50 @@ def run(
     return launch(work, (job,), device=device, gpus=gpus, processes=processes)
 
 
-def steps_of(kimg: float, staged: Any, processes: int) -> int:
+def refuse_original(resume: str | None) -> None:
+    """UserError where --resume names a file of an original program, which has no position to go on from."""
+    from facelab.api import PICKLES
+    from facelab.errors import UserError
+
+    if resume is not None and Path(resume).suffix in PICKLES:
+        raise UserError(
+            f"--resume goes on with a run of this program, got {resume}, a file of an original one; to start from its "
+            f"weights say --init-from {resume}"
+        )
+
+
+def in_steps(kimg: float | None, tick: float | None, snap: float | None, staged: Any, processes: int) -> list[str]:
+    """Settings that --kimg, --tick and --snap stand for. UserError where the batch changes on the way."""
+    found = [] if kimg is None else [f"train.max_steps={steps_of(kimg, '--kimg', staged, processes)}"]
+    if tick is not None:
+        found.append(f"log.every={steps_of(tick, '--tick', staged, processes)}")
+    if snap is not None:
+        each = steps_of(snap * (TICK_KIMG if tick is None else tick), "--snap", staged, processes)
+        found += [f"checkpoint.every={each}", f"log.samples_every={each}"]
+    return found
+
+
+def steps_of(kimg: float, flag: str, staged: Any, processes: int) -> int:
     """Steps that see ``kimg`` thousand images. UserError where the batch changes on the way."""
-    import os
+    import math
 
     from facelab.errors import UserError
     from facelab.training.config import global_batch
 
-    processes = int(os.environ.get("WORLD_SIZE", processes))
+    if not math.isfinite(kimg):
+        raise UserError(f"{flag} expects a finite number, got {kimg}")
+    processes = process_count(processes)
     sizes = {global_batch(config.train, processes) for config in staged.stages}
     if len(sizes) > 1:
-        raise UserError(f"--kimg: this curriculum has batches of {sorted(sizes)} samples; say --max-steps instead")
+        raise UserError(f"{flag}: this curriculum has batches of {sorted(sizes)} samples; count in steps instead")
     return max(1, -(-round(kimg * 1000) // sizes.pop()))
+
+
+def process_count(asked: int) -> int:
+    """Processes of this run: torchrun's where it started this one."""
+    import os
+
+    return int(os.environ.get("WORLD_SIZE", asked))
 
 
 def is_first_process() -> bool:
@@ -195,11 +233,16 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def check(method: Any, staged: Any) -> None:
+def check(method: Any, staged: Any, processes: int) -> None:
     """Find what would stop the run later: unknown variants, resolutions that do not fit, damaged data."""
-    from facelab.errors import UserError
+    import warnings
 
+    from facelab.errors import UserError
+    from facelab.training.config import check_shares, global_batch
+
+    processes = process_count(processes)
     for row, config in enumerate(staged.stages):
+        check_shares(global_batch(config.train, processes), config.train.batch_chunk, processes)
         if config.model != staged.stages[0].model:
             raise UserError(
                 f"stages[{row}] changes settings of model, which hold for a whole run; start a new one from it"
@@ -218,13 +261,16 @@ def check(method: Any, staged: Any) -> None:
         except ValueError as error:
             raise UserError(f"render: {error}") from error
     if staged.at(0).data.path:
-        report = method.pictures(staged.at(0)).validate()
+        with warnings.catch_warnings():  # the notes below say the same
+            warnings.simplefilter("ignore", UserWarning)
+            report = method.pictures(staged.at(0)).validate()
+        odd = method.data_notes(staged.at(0)) if hasattr(method, "data_notes") else []
         if is_first_process():
             width, height = report.smallest
             click.echo(
                 f"data: {report.samples} samples, smallest {width} x {height} px, {report.decoded} decoded as a check"
             )
-            for note in report.notes:
+            for note in [*report.notes, *odd]:
                 click.echo(f"data: {note}")
 
 

@@ -33,7 +33,8 @@ def to_uint8(image: Tensor, low: float = -1.0, high: float = 1.0) -> Tensor:
     """Float values of any shape -> uint8: ``low`` becomes 0, ``high`` 255, the rest is clamped.
 
     Raises:
-        ValueError: an empty range or NaN, which no picture can show.
+        ValueError: an empty range.
+        UserError: NaN, which no picture can show.
 
     >>> to_uint8(torch.tensor([-2.0, -1.0, 0.0, 1.0])).tolist()
     [0, 0, 128, 255]
@@ -41,7 +42,10 @@ def to_uint8(image: Tensor, low: float = -1.0, high: float = 1.0) -> Tensor:
     if not high > low:
         raise ValueError(f"the range must have high > low, got {low}..{high}")
     if image.isnan().any():
-        raise ValueError(f"an image of shape {tuple(image.shape)} holds NaN")
+        raise UserError(
+            f"a picture of shape {tuple(image.shape)} holds NaN, expected colours: the weights are damaged, or a number "
+            "that was given is far out of range"
+        )
     return (((image.float() - low) / (high - low)) * 255 + 0.5).clamp(0, 255).to(torch.uint8)
 
 

@@ -236,3 +236,133 @@ def test_files_that_cannot_start_a_run(own: Path, tmp_path: Path) -> None:
     wider = ("--init-from", own, "--set", "model.latent_dim=5", "--out", tmp_path / "run")
     assert "the weights of 'generator' do not fit this configuration" in refused(*DEBUG, *wider)
     assert not (tmp_path / "PWNED").exists()
+
+
+# --- numbers that no run can have
+
+
+OUT_OF_RANGE = {
+    "view.focal=0": "view.focal must be above 0, got 0.0",
+    "model.box_side=-1": "model.box_side must be above 0, got -1.0",
+    "model.latent_dim=0": "model.latent_dim must be at least 1, got 0",
+    "model.channel_base=0": "model.channel_base must be at least 1, got 0",
+    "model.plane_resolution=15": "model.plane_resolution must be a power of two from 4, got 15",
+    "model.features=2": "model.features must be at least 3",
+    "discriminator.clamp=-1": "discriminator.clamp must be above 0, got -1.0",
+    "augment.p=3": "augment.p must be between 0 and 1, got 3.0",
+    "augment.interval=0": "augment.interval must be at least 1, got 0",
+    "ema.rampup=-1": "ema.rampup must be 0 or more, got -1.0",
+    "data.max_size=0": "data.max_size must be at least 1, got 0",
+    "data.heads=0": "data.heads must be at least 1, got 0",
+    "log.sample_heads=0": "log.sample_heads must be at least 1, got 0",
+    "neural.fade_kimg=-1": "neural.fade_kimg must be 0 or more, got -1.0",
+    "render.density_noise=-1": "render.density_noise must be 0 or more, got -1.0",
+    "optim.generator_lr=inf": "optim.generator_lr must be finite, got inf",
+}
+
+
+@pytest.mark.parametrize("setting", OUT_OF_RANGE)
+def test_settings_out_of_range_are_refused_before_the_run(setting: str) -> None:
+    """The line names the setting, and the --set that gave it, whatever stands behind it."""
+    line = refused(*DEBUG, "--dry-run", "--set", setting, "--set", "train.workers=0")
+    assert line.startswith(f"error: --set {setting}: {OUT_OF_RANGE[setting]}"), line
+
+
+@pytest.mark.parametrize("flags", [("--kimg", "nan"), ("--kimg", "inf"), ("--snap", "nan"), ("--tick", "inf")])
+def test_lengths_that_are_no_numbers(flags: tuple[str, str]) -> None:
+    line = refused(*DEBUG, "--dry-run", *flags)
+    assert flags[0] in line and "expect" in line and flags[1] in line
+
+
+def test_a_dry_run_sees_that_the_batch_cannot_be_shared() -> None:
+    assert "a batch of 5 in chunks of 2" in refused(*DEBUG, "--dry-run", "--batch", 5)
+
+
+# --- flags of the original
+
+
+def test_flags_that_are_not_here_are_answered_with_what_is() -> None:
+    for flag, words in (
+        ("--cfg", "--curriculum ffhq_512"), ("--outdir", "--out FOLDER"), ("--metrics", "scripts/compute_metrics.py"),
+        ("--resume_blur", "loss.blur_fade_kimg"), ("--sr-module", "model.superresolution=2x"),
+        ("--c-noise", "it never had an effect"), ("--desc", "--out"),
+    ):  # fmt: skip
+        line = refused(flag, "1")
+        assert line.startswith(f"error: {flag} is a flag of the original; here: ") and words in line
+
+
+def test_ticks_become_steps() -> None:
+    config, _ = resolved("--tick", 0.02, "--snap", 3, "--kimg", 0.4)
+    assert (config.log.every, config.checkpoint.every, config.log.samples_every) == (5, 15, 15)
+    assert config.train.max_steps == 100, "batches of 4"
+    config, _ = resolved("--snap", 0.5)
+    assert config.checkpoint.every == 500, "two thousand images"
+
+
+def test_resuming_a_file_of_the_original_is_answered_with_init_from(official: Path, tmp_path: Path) -> None:
+    line = refused(*DEBUG, "--out", tmp_path / "run", "--resume", official)
+    assert f"--init-from {official}" in line and list(tmp_path.iterdir()) == []
+
+
+def test_a_misspelt_bundled_model_to_start_from(tmp_path: Path) -> None:
+    line = refused(*DEBUG, "--out", tmp_path / "run", "--init-from", "eg3d_syntetic_128")
+    assert "Did you mean 'eg3d_synthetic_128'?" in line
+
+
+# --- labels that are no cameras
+
+
+@pytest.mark.parametrize("flaw", ["focal", "mirrored", "opengl"])
+def test_labels_that_are_no_cameras_are_refused(flaw: str, tmp_path: Path) -> None:
+    data = pictures_with_cameras(tmp_path / "set")
+    described = json.loads((data / "dataset.json").read_text())
+    for entry in described["labels"] if flaw == "opengl" else described["labels"][:1]:
+        matrix = torch.tensor(entry[1][:16]).reshape(4, 4)
+        if flaw == "focal":
+            entry[1][16] = -4.2
+        elif flaw == "mirrored":
+            matrix[:3, 0] *= -1
+        else:
+            matrix[:3, 1:3] *= -1
+        entry[1][:16] = matrix.flatten().tolist()
+    (data / "dataset.json").write_text(json.dumps(described))
+    line = refused(*DEBUG, "--out", tmp_path / "run", "--data", data)
+    words = {"focal": "intrinsics are not", "mirrored": "the camera matrix mirrors", "opengl": "are opengl_c2w"}
+    assert words[flaw] in line and "prepare_data.py" in line and not (tmp_path / "run").exists()
+
+
+def pictures_with_cameras(folder: Path) -> Path:
+    """Six grey pictures of 16 px under good cameras."""
+    from PIL import Image
+
+    from facelab.cameras.orbit import orbit_camera
+
+    folder.mkdir()
+    labels = []
+    for number in range(6):
+        Image.new("RGB", (16, 16), (40 * number, 90, 90)).save(folder / f"{number}.png")
+        camera = orbit_camera(1.4 + 0.07 * number, 1.5, 2.7, (0.0, 0.0, 0.0), 4.2647)
+        labels.append([f"{number}.png", camera.label()[0].tolist()])
+    (folder / "dataset.json").write_text(json.dumps({"labels": labels}))
+    return folder
+
+
+def test_weights_that_hold_nan_start_no_run(own: Path, tmp_path: Path) -> None:
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    from facelab.cli.export import export
+
+    path = export(own, tmp_path / "model", "fp32")
+    with safe_open(path, "pt") as file:
+        header = file.metadata()
+    tensors = load_file(path)
+    name = next(key for key in tensors if key.endswith("output_weight"))
+    tensors[name][0] = float("nan")
+    save_file(tensors, path, header)
+    for line in (
+        refused(*DEBUG, "--out", tmp_path / "run", "--init-from", path),
+        invoke("render_images", path, "--out", tmp_path / "imgs").stderr,
+    ):
+        assert "output_weight' holds NaN" in line and line.count("\n") <= 1
+    assert not (tmp_path / "imgs").exists()

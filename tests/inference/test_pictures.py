@@ -18,7 +18,7 @@ def test_to_uint8_uses_the_fixed_range_not_that_of_the_frame():
     flat = torch.full((1, 3, 2, 2), 0.5)
     assert pictures.to_uint8(flat).unique().tolist() == [191]  # 0.75 * 255 + 0.5
     assert pictures.to_uint8(torch.tensor([0.0, 5.0, 10.0, 20.0]), 0, 10).tolist() == [0, 128, 255, 255]
-    with pytest.raises(ValueError, match="NaN"):
+    with pytest.raises(UserError, match="holds NaN"):
         pictures.to_uint8(torch.tensor([0.0, float("nan")]))
 
 

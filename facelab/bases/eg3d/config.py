@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from facelab.bases.eg3d import training_config as training
+from facelab.bases.eg3d.ranges import check_ranges
 from facelab.cameras.camera import Angles, Camera
 from facelab.cameras.orbit import focal_intrinsics, look_at
 from facelab.deviations import Deviation
@@ -51,6 +52,19 @@ class ModelConfig:
     clamp: float | None = None  # of the backbone's convolutions; the original takes 256 with half_blocks > 0
 
     def __post_init__(self) -> None:
+        check_ranges(
+            "model", self,
+            counts=(
+                "resolution", "latent_dim", "style_dim", "mapping_layers", "plane_channels", "decoder_hidden",
+                "channel_base", "channel_max",
+            ),
+            positive=("box_side", "clamp"),
+            not_negative=("superresolution_half", "half_blocks", "decoder_lr_mul"),
+        )  # fmt: skip
+        if self.features < 3:
+            raise ValueError(f"model.features must be at least 3, whose first are the colour, got {self.features}")
+        if self.plane_resolution < 4 or self.plane_resolution & (self.plane_resolution - 1):
+            raise ValueError(f"model.plane_resolution must be a power of two from 4, got {self.plane_resolution}")
         known = ("auto", "none", *SUPERRESOLUTION_SIDES)
         if self.superresolution not in known:
             hint = nearest(self.superresolution, known)
@@ -90,6 +104,9 @@ class RenderConfig:
     density_noise: float = 0.0  # standard deviation of the noise on raw density, in training only
     max_points: int = 500_000  # field evaluations at a time without gradient
     recompute: bool = False  # keep no activations of the renderer for the backward
+
+    def __post_init__(self) -> None:
+        check_ranges("render", self, counts=("resolution", "max_points"), not_negative=("importance", "density_noise"))
 
     def settings(
         self,
@@ -135,6 +152,9 @@ class ViewConfig:
     radius: float = 2.7  # avg_camera_radius
     pivot: tuple[float, float, float] = (0.0, 0.0, 0.2)  # avg_camera_pivot: what the mean camera looks at
     focal: float = 4.2647  # over the image side
+
+    def __post_init__(self) -> None:
+        check_ranges("view", self, positive=("radius", "focal"))
 
     @property
     def fov(self) -> float:

@@ -16,6 +16,7 @@ from facelab.data.eg3d_labels import mirror_label
 from facelab.data.loader import ImageStream
 from facelab.data.samplers import ResumableSampler
 from facelab.draws import Draws
+from facelab.errors import UserError
 from facelab.tensors import constant
 
 
@@ -74,6 +75,23 @@ def labelled_pictures(path: str, size: int, flips: bool, max_size: int | None, a
     from facelab.data.eg3d_dataset import Eg3dDataset
 
     return Eg3dDataset(path, size, flips=flips, max_size=max_size, alpha=alpha, cache=cache)
+
+
+def camera_notes(dataset: Any, path: str) -> list[str]:
+    """What is odd about the cameras of a data set, a line each.
+
+    Raises:
+        UserError: they are no cameras of a picture (a matrix that mirrors, intrinsics in pixels, another convention).
+    """
+    from facelab.data.checking import SetReport, check_cameras
+
+    report = SetReport(path, len(dataset.names))
+    check_cameras(dataset.labels[: len(dataset.names)], dataset.names, report)
+    if report.problems:
+        raise UserError(
+            f"{path}: {report.problems[0]}; mend the labels (scripts/prepare_data.py check {path} tells all that is wrong)"
+        )
+    return [*report.warnings, *report.notes]
 
 
 class HeadPictures:

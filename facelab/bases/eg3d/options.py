@@ -81,17 +81,36 @@ FLAGS = (
     Flag("workers", "train.workers", COUNT, "Threads that read pictures, per process."),
 )
 VALUES = {"noaug": "none"}  # values that are called otherwise here
-REMOVED = {  # flags of the original without an effect there
-    "c-noise": "it never had an effect",
-    "sr_first_cutoff": "it never had an effect",
-    "sr_first_stopband": "it never had an effect",
+NO_EFFECT = "nothing, it never had an effect; leave it out"
+INSTEAD = {  # flags of the original that are not here -> what to do
+    "--outdir": "--out FOLDER (the run folder itself)",
+    "--cfg": "--curriculum ffhq_512, afhq_512, shapenet_128 (--list-curricula shows all)",
+    "--desc": "name the folder with --out",
+    "--metrics": "scripts/compute_metrics.py on any checkpoint",
+    "--nobench": "nothing, algorithms are chosen by PyTorch; leave it out",
+    "--resume_blur": "--init-from keeps the settings loss.blur_fade_kimg, conditioning.swap_fade_kimg and ema.rampup",
+    "--sr-module": "--set model.superresolution=2x (4x, 8x, 8xdc, none)",
+    "--c-scale": "nothing, labels are passed as they are; leave it out",
+    "--c-noise": NO_EFFECT,
+    "--sr_first_cutoff": NO_EFFECT,
+    "--sr_first_stopband": NO_EFFECT,
 }
 # flags whose one value sets two things: our networks have one number of channels each
 BOTH = {"cbase": "channel_base", "cmax": "channel_max"}
 
 
 def original_flags(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the flags to a click command; their values arrive under their own names."""
+    """Add the flags to a click command; their values arrive under their own names.
+
+    ``tick`` and ``snap`` stay among its options: they become steps where the batch is known.
+    """
+    for name, text in (
+        ("snap", "Ticks from one checkpoint, with its pictures, to the next. [checkpoint.every, log.samples_every]"),
+        ("tick", "Thousand images from one line of the log to the next; 4 for --snap unless given. [log.every]"),
+    ):
+        command = click.option(f"--{name}", type=click.FloatRange(min=0, min_open=True), default=None, help=text)(
+            command
+        )
     for name, key in reversed(BOTH.items()):
         command = click.option(f"--{name}", type=POSITIVE, default=None, help=f"Both networks' {key}.")(command)
     for flag in reversed(FLAGS):

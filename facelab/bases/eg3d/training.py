@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from facelab.bases.eg3d.config import DEVIATIONS, Eg3dConfig, ViewConfig, generator_config
-from facelab.bases.eg3d.data import DatasetPictures, HeadPictures, LabelTable, labelled_pictures
+from facelab.bases.eg3d.data import DatasetPictures, HeadPictures, LabelTable, camera_notes, labelled_pictures
 from facelab.bases.eg3d.inheritance import inherited
 from facelab.bases.eg3d.losses import DensityPoints, Sight, gradient_penalty, label_noise
 from facelab.bases.eg3d.model import TriPlaneGenerator, TriPlaneGeneratorConfig
@@ -184,7 +184,10 @@ class Eg3d:
     def check_config(self, config: Any) -> None:
         """Find what would stop a run later. UserError in one line."""
         self.discriminator_config(config)
-        self.generator_config(config)
+        try:
+            self.generator_config(config)
+        except ValueError as error:
+            raise UserError(f"model: {error}") from error
         if config.train.compile:
             raise UserError("train.compile is on, but no part of EG3D is compiled in training; set it to false")
         try:
@@ -229,6 +232,10 @@ class Eg3d:
         """The data set at ``data.path``."""
         d = config.data
         return labelled_pictures(d.path, config.model.resolution, d.mirror, d.max_size, d.alpha, d.cache)
+
+    def data_notes(self, config: Any) -> list[str]:
+        """What is odd about the cameras at ``data.path``. UserError where they are none."""
+        return camera_notes(self.pictures(config), config.data.path)
 
     def stages(self, config: Any) -> list[TrainStage]:
         """One training stage with up to four phases."""
@@ -342,9 +349,12 @@ class Schedule:
         def reach(progress: Progress) -> int:
             return blur_half_width(sigma(progress))
 
+        def fading(_: Draws) -> Tensor:
+            return blur_taps(ctx.schedule(sigma), ctx.schedule(reach), blur_half_width(loss.blur_sigma))
+
         taps = None
         if ctx.decide(lambda _, progress: reach(progress) > 0):
-            taps = blur_taps(ctx.schedule(sigma), ctx.schedule(reach), blur_half_width(loss.blur_sigma))
+            taps = ctx.shared("blur_taps", fading)  # of this step, whichever phase asks first
         pipe = ctx.models.get("augment")
         assert pipe is None or isinstance(pipe, AugmentPipe)
         return Sight(taps, pipe)

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from facelab.bases.eg3d.ranges import check_ranges
 from facelab.deviations import Deviation
 from facelab.nn.augment import AugmentConfig
 from facelab.training import config as training
@@ -25,6 +26,12 @@ class DiscriminatorConfig:
     freeze_layers: int = 0  # first layers that are not trained (fine-tuning)
     label_noise: float = 0.0  # noise on the camera labels, in standard deviations of the data's
 
+    def __post_init__(self) -> None:
+        check_ranges(
+            "discriminator", self, counts=("channel_base", "channel_max", "group_size"), positive=("clamp",),
+            not_negative=("half_blocks", "freeze_layers", "label_noise"),
+        )  # fmt: skip
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -38,6 +45,9 @@ class DataConfig:
     heads: int = 20_000  # synthetic heads when path is empty, seen from view.radius with view.focal
     heads_yaw_std: float = 0.3  # of their cameras around the frontal view, radians
     heads_pitch_std: float = 0.155
+
+    def __post_init__(self) -> None:
+        check_ranges("data", self, counts=("max_size", "heads"), not_negative=("heads_yaw_std", "heads_pitch_std"))
 
 
 @dataclass(frozen=True)
@@ -60,11 +70,13 @@ class LossConfig:
     style_mixing: float = 0.0  # probability
 
     def __post_init__(self) -> None:
-        if not 0 <= self.style_mixing <= 1:
-            raise ValueError(f"loss.style_mixing is a probability, got {self.style_mixing}")
-        for name in ("r1_every", "density_every", "density_points", "monotonic_points"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"loss.{name} must be at least 1, got {getattr(self, name)}")
+        check_ranges(
+            "loss", self, counts=("r1_every", "density_every", "density_points", "monotonic_points"),
+            not_negative=(
+                "r1_gamma", "density_weight", "density_distance", "monotonic_weight", "blur_sigma", "blur_fade_kimg",
+            ),
+            shares=("style_mixing",),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -76,8 +88,7 @@ class ResolutionConfig:
     fade_kimg: float = 1000.0  # neural_rendering_resolution_fade_kimg
 
     def __post_init__(self) -> None:
-        if min(self.initial, self.final or self.initial) < 1:
-            raise ValueError(f"neural.initial and final are pixels, got {self.initial} and {self.final}")
+        check_ranges("neural", self, counts=("initial", "final"), not_negative=("fade_kimg",))
 
 
 @dataclass(frozen=True)
@@ -89,8 +100,7 @@ class ConditioningConfig:
     swap_fade_kimg: float = 1000.0  # from always swapped to ``swap``
 
     def __post_init__(self) -> None:
-        if self.swap is not None and not 0 <= self.swap <= 1:
-            raise ValueError(f"conditioning.swap is a probability or null, got {self.swap}")
+        check_ranges("conditioning", self, shares=("swap",), not_negative=("swap_fade_kimg",))
 
 
 @dataclass(frozen=True)
@@ -104,6 +114,9 @@ class AugmentationConfig:
     interval: int = 4  # of ada: steps between changes of p
     strengths: AugmentConfig = field(default_factory=AugmentConfig)
 
+    def __post_init__(self) -> None:
+        check_ranges("augment", self, counts=("interval",), positive=("kimg",), shares=("p",))
+
 
 @dataclass(frozen=True)
 class OptimConfig:
@@ -115,8 +128,9 @@ class OptimConfig:
     eps: float = 1e-8
 
     def __post_init__(self) -> None:
-        if min(self.generator_lr, self.discriminator_lr) < 0 or not all(0 <= b < 1 for b in self.betas):
-            raise ValueError(f"optim: rates must not be negative and betas lie in [0, 1), got {self}")
+        check_ranges("optim", self, positive=("eps",), not_negative=("generator_lr", "discriminator_lr"))
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optim.betas must be 0 or more and below 1, got {self.betas}")
 
 
 @dataclass(frozen=True)
@@ -125,6 +139,9 @@ class EmaConfig:
 
     half_life_kimg: float = 10.0  # for a batch of 32, in proportion for others
     rampup: float | None = 0.05  # at most this share of the images so far; null = no ramp (fine-tuning)
+
+    def __post_init__(self) -> None:
+        check_ranges("ema", self, not_negative=("half_life_kimg", "rampup"))
 
 
 @dataclass(frozen=True)
@@ -142,6 +159,7 @@ class TrainConfig(training.TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_ranges("train", self, positive=("loss_scale",))
         training.check_exact(self.precision, "EG3D lowers chosen blocks only, see train.half")
 
 
@@ -150,6 +168,10 @@ class LogConfig(training.LogConfig):
     """What is told, and the sample grids."""
 
     sample_heads: int = 16  # heads per grid
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ranges("log", self, counts=("sample_heads",))
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from facelab.bases.eg3d import training
 from facelab.bases.eg3d.config import Eg3dConfig
 from facelab.bases.eg3d.data import LabelTable, WindowedSampler
 from facelab.bases.eg3d.training import Eg3d, Schedule
@@ -334,3 +335,23 @@ def test_half_precision_run_stays_close_on_a_gpu(tmp_path: Path) -> None:
         found[half] = [json.loads(line)[key] for line in lines for key in ("d_main/real", "g_main/adversarial")]
     assert found["fp16"] == pytest.approx(found["none"], rel=0.02)
     assert found["bf16"] == pytest.approx(found["none"], rel=0.05)
+
+
+def test_the_blur_is_made_once_in_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fakes, real pictures and R1 of a chunk see the same taps; the next step has others."""
+    made: list[torch.Tensor] = []
+    original = training.blur_taps
+    monkeypatch.setattr(training, "blur_taps", lambda *given: made.append(original(*given)) or made[-1])
+    staged = load_staged(
+        Eg3dConfig,
+        [resolve_curriculum("eg3d", "debug")],
+        ["loss.r1_every=1", "loss.blur_fade_kimg=0.1", "log.samples_every=0", "log.progress=false"],
+    )
+    trainer = Trainer(Eg3d(), staged, tmp_path)
+    trainer._last_step = 2
+    chunks = staged.at(0).train.batch_size // staged.at(0).train.batch_chunk
+    trainer._iterate()
+    assert len(made) == chunks and all(taps.equal(made[0]) for taps in made)
+    trainer._iterate()
+    trainer._close_feed()
+    assert len(made) == 2 * chunks and not made[-1].equal(made[0])
