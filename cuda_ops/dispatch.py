@@ -5,7 +5,7 @@ The environment variable ``FACELAB_OPS`` is read at each use, never at import:
 
 - ``auto`` (default): kernels for tensors on a GPU, the twin elsewhere; ONE warning a reason when a
   kernel was wanted and cannot run;
-- ``cuda``, ``triton``: kernels are demanded; where none can run, a RuntimeError says why. ``triton`` also takes CPU
+- ``cuda``, ``triton``: kernels are demanded; where none can run, an OpsError says why. ``triton`` also takes CPU
   tensors when ``TRITON_INTERPRET=1`` (tests without a GPU). An op that has kernels of one kind only
   uses these for both names;
 - ``reference``: always the twin, silently.
@@ -25,6 +25,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 Result = TypeVar("Result")
+
+
+class OpsError(RuntimeError, ValueError):
+    """``FACELAB_OPS`` asks for what does not exist, or cannot run here. One line, for the user."""
+
+
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 MODES = ("auto", "cuda", "triton", "reference")
 _warned: set[str] = set()
@@ -33,10 +39,10 @@ _lock = threading.Lock()
 
 
 def mode() -> str:
-    """The value of ``FACELAB_OPS`` now. ValueError when it is not one of :data:`MODES`."""
+    """The value of ``FACELAB_OPS`` now. OpsError when it is not one of :data:`MODES`."""
     value = os.environ.get("FACELAB_OPS", "auto").strip().lower() or "auto"
     if value not in MODES:
-        raise ValueError(f"FACELAB_OPS is {value!r}, expected one of {', '.join(MODES)}")
+        raise OpsError(f"FACELAB_OPS is {value!r}, expected one of {', '.join(MODES)}")
     return value
 
 
@@ -104,7 +110,7 @@ def choose(
         cpu_twin: the twin is what is expected on the CPU, so that it needs no warning there.
 
     Raises:
-        RuntimeError: kernels were demanded by name and cannot run.
+        OpsError: kernels were demanded by name and cannot run.
     """
     wanted = mode()
     if wanted == "reference":
@@ -113,7 +119,7 @@ def choose(
     if problem is None:
         return "triton"
     if wanted in ("cuda", "triton"):
-        raise RuntimeError(f"FACELAB_OPS={wanted} but {op} has no kernel here: {problem}; use FACELAB_OPS=auto")
+        raise OpsError(f"FACELAB_OPS={wanted} but {op} has no kernel here: {problem}; use FACELAB_OPS=auto")
     if cpu_twin and device.type == "cpu":
         return "reference"
     warn_once(
@@ -131,7 +137,7 @@ def run(
     in this process: with FACELAB_OPS=auto one warning is given and the twin runs from then on.
 
     Raises:
-        RuntimeError: as in :func:`choose`; or whatever the kernel raised, where it was demanded by name
+        OpsError: as in :func:`choose`; or whatever the kernel raised, where it was demanded by name
             or ran out of memory.
     """
     if choose(op, device, _failed.get(op) or problem, cpu_twin=True) == "reference":

@@ -108,7 +108,7 @@ def friendly(function: Command) -> Command:
 
 def explain(error: BaseException) -> str | None:
     """The line for the user, or None for a programming error, whose traceback is needed."""
-    if isinstance(error, UserError):
+    if isinstance(error, UserError) or type(error).__name__ == "OpsError":  # the second: FACELAB_OPS, of cuda_ops
         return " ".join(str(error).split())
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"

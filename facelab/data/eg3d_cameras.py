@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from facelab.data.eg3d_labels import FOCAL, RADIUS, afhq_pose, intrinsics, make_label, to_opencv_cam2world
+from facelab.data.reading import reason_of
 from facelab.errors import UserError
 
 SUFFIXES = (".npy", ".json", ".txt")
@@ -173,5 +174,5 @@ def _read_one(path: Path) -> Any:
             return np.array([float(v) for v in path.read_text(encoding="utf-8").split()])
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, EOFError, RecursionError) as error:
-        reason = " ".join(str(error).split())
+        reason = reason_of(error)
         raise UserError(f"{path}: cannot be read as a camera file ({reason}); mend or remove it") from error

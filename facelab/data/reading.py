@@ -174,6 +174,12 @@ def _undecodable(path: Path, what: str, error: Exception, remove: str = OF_PAIR)
     if isinstance(error, Image.DecompressionBombError):
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
         return f"{path}: expected {what} of at most {limit} million pixels, got more; reduce it"
-    reason = " ".join(str(error).split()) or type(error).__name__
+    reason = reason_of(error)
     reason = reason.replace(f"'{path}'", "it").replace(repr(path), "it").replace(str(path), "it")
     return f"{path}: expected {what}, got a damaged file ({reason}); replace it or remove {remove}"
+
+
+def reason_of(error: Exception) -> str:
+    """Why a file could not be read, in one line; without numpy's advice to load what is no array unsafely."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return "it is no array of numbers" if "contains pickled (object) data" in text else text

@@ -159,3 +159,18 @@ def test_the_status_command_names_a_misspelt_mode(
     with pytest.raises(SystemExit) as stop:
         main()
     assert stop.value.code == 2 and "FACELAB_OPS is 'tritn', expected one of auto" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("value", "words"), [("tritn", "FACELAB_OPS is 'tritn', expected"), ("triton", "has no kernel here")]
+)
+def test_a_command_says_what_is_wrong_with_the_setting_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], value: str, words: str
+) -> None:
+    from facelab.cli.common import friendly
+
+    monkeypatch.setenv("FACELAB_OPS", value)
+    with pytest.raises(SystemExit) as stop:
+        friendly(lambda: cuda_ops.bias_act(torch.ones(1, 2), act="lrelu"))()
+    line = capsys.readouterr().err
+    assert stop.value.code == 2 and line.startswith("error: ") and words in line and line.count("\n") == 1

@@ -17,6 +17,7 @@ from facelab.data.preprocess.alignment import align_face
 from facelab.data.preprocess.faces import Face
 from facelab.data.preprocess.head_points import standard_points
 from facelab.data.preprocess.labels import Array, label_from_coefficients
+from facelab.data.reading import reason_of
 from facelab.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -184,7 +185,8 @@ def read_coefficients(path: str | Path) -> tuple[Array, Array]:
         pair = tuple(np.asarray(part, dtype=np.float64).reshape(3) for part in (angle, shift))
     except (OSError, ValueError, KeyError, TypeError, NotImplementedError) as error:
         raise UserError(
-            f"{path}: expected face coefficients with 'angle' and 'trans' (three numbers each), got {error}"
+            f"{path}: expected face coefficients with 'angle' and 'trans' (three numbers each), in .mat, .npz or .npy; it "
+            f"cannot be read ({reason_of(error)})"
         ) from error
     if not np.isfinite(pair).all():
         raise UserError(f"{path}: face coefficients hold NaN or infinite numbers; fit the face again")

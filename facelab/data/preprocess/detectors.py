@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facelab.data.preprocess.faces import Face, FaceDetector
+from facelab.data.reading import reason_of
 from facelab.errors import UserError, nearest
 
 DETECTORS = ("mtcnn", "dlib")
@@ -192,7 +193,7 @@ def read_points(path: Path, name: str = "") -> NDArray[np.float64]:
             table = np.loadtxt(path, ndmin=2)
         points = np.asarray(table, dtype=np.float64)
     except (OSError, ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())[:120]
+        reason = reason_of(error)[:120]
         raise UserError(f"{path}: expected 5 or 68 points 'x y', got a file that cannot be read ({reason})") from error
     points = points[None] if points.ndim == 2 else points
     if points.ndim != 3 or points.shape[1] not in (5, 68) or points.shape[2] != 2 or not np.isfinite(points).all():

@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 
 from facelab.data.preprocess.labels import Array
+from facelab.data.reading import reason_of
 from facelab.errors import UserError
 from facelab.face_model.bfm import alignment_points
 from facelab.face_model.landmarks import to_five
@@ -90,7 +91,7 @@ def read_standard_points(path: str) -> Array:
             table = np.load(path, allow_pickle=False) if path.endswith(".npy") else np.loadtxt(path)
     except (OSError, ValueError, KeyError, TypeError, NotImplementedError) as error:
         raise UserError(
-            f"{path}: expected standard points (5, 3) or (68, 3), got an unreadable file ({error})"
+            f"{path}: expected standard points (5, 3) or (68, 3), got an unreadable file ({reason_of(error)})"
         ) from error
     if table.shape not in ((5, 3), (68, 3)) or not np.isfinite(table).all():
         raise UserError(f"{path}: expected standard points (5, 3) or (68, 3), got {table.shape}")

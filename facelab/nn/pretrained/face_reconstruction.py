@@ -210,8 +210,9 @@ def _read(path: Path) -> Mapping[str, Tensor]:
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a foreign file makes the reader say, the user gets one line
-        reason = (str(error) or type(error).__name__).splitlines()[0][:160]
-        raise UserError(f"{path} is damaged or holds more than tensors: {reason}; get the file again") from error
+        raise UserError(
+            f"{path} is damaged or holds more than tensors ({type(error).__name__}); get the file again"
+        ) from error
     if isinstance(content, Mapping) and GROUP in content:
         content = content[GROUP]
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):

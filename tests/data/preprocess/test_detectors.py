@@ -154,3 +154,15 @@ def test_largest_face_or_the_chosen_one() -> None:
     assert choose(faces, None, "a") is large and choose(faces, 2, "a") is small
     with pytest.raises(UserError, match="expected 1 to 2"):
         choose(faces, 3, "a")
+
+
+def test_no_advice_to_load_foreign_files_unsafely(tmp_path: Path) -> None:
+    from facelab.data.preprocess.cameras import read_coefficients
+    from facelab.data.preprocess.head_points import read_standard_points
+
+    path = tmp_path / "a.npy"
+    path.write_bytes(b"no array")
+    for read in (read_points, read_coefficients, lambda p: read_standard_points(str(p))):
+        with pytest.raises(UserError, match="it is no array of numbers") as error:
+            read(path)
+        assert "unsafely" not in str(error.value)
