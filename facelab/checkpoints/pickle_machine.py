@@ -86,7 +86,7 @@ class PickleMachine:
         operations, data, size = self._operations, self.data, len(self.data)
         while operations.left > 0:
             if self.position >= size:
-                raise Refused(f"the file is cut off: its pickle does not end within {size} bytes")
+                raise Refused(f"the file is cut off: its pickle does not end within {size} bytes; download it again")
             opcode = data[self.position]
             self.position += 1
             if opcode == _STOP:
@@ -104,7 +104,8 @@ class PickleMachine:
         end = self.position + count
         if count < 0 or end > len(self.data):
             raise Refused(
-                f"the file is cut off: it claims {count} more bytes at byte {self.position} of {len(self.data)}"
+                f"the file is cut off: it claims {count} more bytes at byte {self.position} of {len(self.data)}; "
+                "download it again"
             )
         chunk = self.data[self.position : end]
         self.position = end

@@ -13,6 +13,7 @@ import click
 
 from facelab.cli.common import OneLineCommand, friendly
 
+FOREIGN = (".pt", ".pth", ".pkl", ".ckpt", ".bin", ".json", ".npz")  # endings by which no folder is meant
 SELF_CONTAINED = ("eg3d", "stylesdf", "cnerf")  # methods whose files hold averages and everything a configuration needs
 
 
@@ -190,7 +191,7 @@ class Initialised:
 def convert_checkpoint(
     method: str, source: Path, out: Path, ema: Path | None, no_ema: bool, curriculum: str | None
 ) -> None:
-    """Convert an original checkpoint to a .safetensors model.
+    """Convert the original checkpoint SOURCE to a .safetensors model OUT (a name, or a folder to put it in).
 
     METHOD is fenerf or pigan (generator.pth, with ema.pth), eg3d (a .pkl of G, D and G_ema), stylesdf or cnerf (a
     .pt of g_ema) or auto (as the file says). No code of the file runs. The architecture is checked against the shapes
@@ -202,6 +203,8 @@ def convert_checkpoint(
     from facelab.config import to_dict
     from facelab.errors import UserError, an
 
+    if out.suffix.lower() in FOREIGN and not out.is_dir():
+        raise UserError(f"{out}: expected a name that ends in .safetensors, or a folder, got {out.suffix}; rename it")
     original = read_foreign(source, method, ema, not no_ema, curriculum)
     if method not in ("auto", original.method):
         raise UserError(

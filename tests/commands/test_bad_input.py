@@ -236,6 +236,11 @@ FILES: list[Row] = [
         ("not those of a pi-GAN or FENeRF generator", "'layers.5.network.0.weight'", "is this a discriminator"),
     ),
     (
+        "a model by another ending",
+        lambda p: ["convert_checkpoint", "auto", GENERATOR, p.out / "model.pth"],
+        ("model.pth: expected a name that ends in .safetensors, or a folder", "rename it"),
+    ),
+    (
         "another method's file",
         lambda p: ["convert_checkpoint", "pigan", GENERATOR, p.out],
         ("is a fenerf generator, not pigan", "convert_checkpoint fenerf"),

@@ -55,8 +55,10 @@ def read_original(path: str | Path, tree: object = None, domain: str = "ffhq") -
     if is_weights_file(tree):
         return _from_weights(path, tree[AVERAGE], domain)  # type: ignore[index]
     if not is_network_tree(tree):
+        keys = ", ".join(str(key)[:40] for key in list(tree)[:4]) if isinstance(tree, Mapping) else ""
+        got = f"a dictionary of {keys or 'nothing'}" if isinstance(tree, Mapping) else f"a {type(tree).__name__}"
         raise UserError(
-            f"{path}: expected an EG3D pickle or a .pth file of {{'G_ema': weights}}, got another one; check the path"
+            f"{path}: expected an EG3D pickle or a .pth file of {{'G_ema': weights}}, got {got}; check the path"
         )
     return _from_pickle(path, tree)
 

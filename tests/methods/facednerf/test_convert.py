@@ -95,7 +95,9 @@ def test_damaged_weights_are_one_line(
 def test_other_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.pth"
     torch.save({"model": {"weight": torch.zeros(2)}}, path)
-    with pytest.raises(UserError, match="expected an EG3D pickle or a .pth file of"):
+    with pytest.raises(
+        UserError, match="expected an EG3D pickle or a .pth file of.*, got a dictionary of model; check"
+    ):
         read_original(path)
 
 
