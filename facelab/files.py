@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,9 +36,20 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     except OSError as error:
         raise UserError(describe_os_error(error, path)) from error
+    except Exception as error:
+        number = _system_error(error)
+        if number is None:
+            raise
+        raise UserError(describe_os_error(OSError(number, os.strerror(number)), path)) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _system_error(error: Exception) -> int | None:
+    """The error number in a message of safetensors, whose failed writes are no OSError; None where there is none."""
+    found = re.search(r"\(os error (\d+)\)", str(error)) if type(error).__module__.startswith("safetensors") else None
+    return None if found is None else int(found[1])
 
 
 def describe_os_error(error: OSError, path: str | Path) -> str:

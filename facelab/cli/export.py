@@ -70,13 +70,14 @@ def export(
         UserError: no checkpoint, no such weights, a value that is not finite (or too large for ``dtype``), a file
             above ``max_mb``. Nothing is written then.
     """
+    from facelab.api import locate
     from facelab.checkpoints.format import export_model, find_checkpoint, load_checkpoint
     from facelab.config import from_dict, to_dict
     from facelab.methods import load_method
 
     target = Path(out)
     target = target if target.suffix == ".safetensors" else target.with_name(target.name + ".safetensors")
-    found = find_checkpoint(run)
+    found = find_checkpoint(locate(run))
     stored = load_checkpoint(found, with_state=False)
     if weights not in stored.weights:
         has = ", ".join(sorted(name for name in stored.weights if not is_discriminator(name)))

@@ -74,6 +74,8 @@ def read_codes(path: str | Path, generator: Any) -> Codes:
                 f"{path} does not fit this generator: expected codes '{name}' of shape (N, *{shape}), "
                 f"got {'none' if got is None else f'(N, *{got})'}; were they made with another model?"
             )
+        if not torch.isfinite(values[name]).all():
+            raise UserError(f"{path} holds NaN or infinite numbers in its codes '{name}'; expected those of a head")
     device = next(generator.parameters()).device
     return Codes({name: values[name].float().to(device) for name in (*needed, *optional)})
 

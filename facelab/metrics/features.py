@@ -175,8 +175,11 @@ def read_tensor_file(path: str | Path) -> dict[str, Tensor]:
     except UserError:
         raise
     except Exception as error:  # torch and safetensors raise many kinds for damaged files
-        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-        raise UserError(f"{path} is damaged or not a weight file: {reason}") from error
+        # not its text: torch answers with advice that would run what stands in the file
+        raise UserError(
+            f"{path} is damaged or not a weight file ({type(error).__name__}), expected tensors by name (.safetensors, "
+            ".pth or TorchScript); check the path or get it again"
+        ) from error
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"{path} must hold a state dictionary (name -> tensor), got {type(content).__name__}")
     return dict(content)

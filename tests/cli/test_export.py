@@ -189,3 +189,14 @@ def test_a_card_and_its_model_go_together_from_the_command_line(exported: Path, 
     result = CliRunner().invoke(card_command, [str(exported), "--metrics", str(numbers)])
     assert result.exit_code == 0, result.output
     assert "| frechet_random | 1.25 |" in exported.with_suffix(".md").read_text()
+
+
+def test_an_eg3d_has_no_depth_to_mirror(tmp_path: Path):
+    with pytest.raises(UserError, match="--mirror-depth turns the fields of pi-GAN and FENeRF"):
+        export("eg3d_synthetic_128", tmp_path / "out", mirror_depth=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bundled_model_is_exported_by_its_name(tmp_path: Path):
+    path = export("eg3d_synthetic_128", tmp_path / "again", "bf16")
+    assert load(path).method == "eg3d"

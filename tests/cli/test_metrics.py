@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from facelab.api import load
+from facelab.api import FaceModel, load
 from facelab.cameras.camera import Camera
 from facelab.checkpoints.format import load_checkpoint
 from facelab.cli.measure import fade_in, pose_encoder
@@ -284,3 +284,26 @@ def test_clip_score_through_the_command(eg3d_model: Path, tmp_path: Path):
     found = json.loads((tmp_path / "m.json").read_text())["metrics"]["clip_score"]
     assert found["count"] == 3 and len(found["per_view"]) == 2 and found["prompt"] == "a man"
     assert found["lowest_view"] == min(found["per_view"]) and -1 <= found["lowest_view"] <= found["value"] <= 1
+
+
+def test_real_pictures_are_not_mirrored_whatever_the_training_did(eg3d_model: Path, tmp_path: Path):
+    """As published distances are measured: the original leaves the mirror images out."""
+    from dataclasses import replace
+
+    from facelab.data.eg3d_prepare import synthetic_items, write_items
+
+    model = load(eg3d_model)
+    config = replace(model.config, data=replace(model.config.data, mirror=True))
+    mirrored = FaceModel(load_method("eg3d"), model.generator, config, {}, eg3d_model).save(tmp_path / "mirrored.safetensors")
+    write_items(tmp_path / "set.zip", synthetic_items(5, 32, 0))
+    options = ("--data", tmp_path / "set.zip", "--num-images", 4, "--num-real", 50, "--out", tmp_path / "m.json")
+    result = compute(mirrored, *options, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "m.json").read_text())["data"]["real_count"] == 5
+
+
+def test_metrics_and_flags_of_the_original_are_translated(eg3d_model: Path):
+    assert "here: fid with --num-images 50000" in refused(eg3d_model, "--metrics", "fid50k_full")
+    assert "here: precision_recall with" in refused(eg3d_model, "--metrics", "pr50k3_full")
+    assert "MODEL is the first argument" in refused("--network", eg3d_model)
+    assert "--psi" in refused(eg3d_model, "--psi", "nan")

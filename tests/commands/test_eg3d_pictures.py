@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import imageio.v3 as iio
+import numpy as np
 import pytest
 import torch
 
@@ -94,3 +95,29 @@ def test_exported_with_its_discriminator_it_trains_on(eg3d_run: Path, tmp_path: 
     after = load_checkpoint(tmp_path / "on").weights["discriminator"]
     moved = max(float((after[k] - v).abs().max()) for k, v in judge.items())
     assert 0 < moved < 0.02  # one step of Adam away
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--psi", "nan"), ("--psi", "finite number", "nan")),
+        (("--psi", "1e9"), ("--psi", "-100<=x<=100")),
+        (("--yaws", "0,nan"), ("--yaws", "0,nan")),
+        (("--pitches", "inf"), ("--pitches", "inf")),
+        (("--trunc", "1"), ("--trunc is a flag of the original", "--psi")),
+        (("--fov-deg", "18"), ("--fov-deg is a flag of the original", "--fov")),
+    ],
+)
+def test_numbers_that_are_none_and_flags_of_the_original(
+    arguments: tuple[str, str], words: tuple[str, ...], tmp_path: Path
+) -> None:
+    result = invoke("render_images", "eg3d_synthetic_128", "--out", tmp_path / "out", *arguments)
+    assert result.exit_code == 2 and result.stderr.count("\n") == 1, result.stderr
+    assert all(word in result.stderr for word in words), result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_codes_that_hold_nan(tmp_path: Path) -> None:
+    np.save(tmp_path / "w.npy", np.full((1, 1, 128), np.nan, np.float32))
+    result = invoke("render_images", "eg3d_synthetic_128", "--out", tmp_path / "out", "--latents", tmp_path / "w.npy")
+    assert result.exit_code == 2 and "w.npy holds NaN" in result.stderr and result.stderr.count("\n") == 1

@@ -234,3 +234,11 @@ def test_bilinear_without_antialias_by_hand():
     large = torch.randint(0, 256, (1, 3, 1196, 1196), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     middle = large[..., 1:, 1:].float().unfold(2, 2, 4).unfold(3, 2, 4).mean(dim=(-1, -2)) / 255
     torch.testing.assert_close(resize_pytorch_fid(large), middle, rtol=1e-5, atol=1e-5)
+
+
+def test_torch_is_not_quoted_where_it_would_have_code_run(tmp_path):
+    """Its message advises to load the file again with its code."""
+    (tmp_path / "text.pth").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(40))
+    with pytest.raises(UserError, match="expected tensors by name") as caught:
+        read_tensor_file(tmp_path / "text.pth")
+    assert "weights_only" not in str(caught.value)
