@@ -128,8 +128,9 @@ def prepare_photos(
     """
     source, target, settings = Path(source), Path(target), settings or PhotoSettings()
     jobs = _jobs(source, target, settings.mirror)
-    if overlays is not None and Path(overlays).resolve().is_relative_to(target.resolve()):
-        raise UserError(f"--overlays {overlays} lies inside the data set {target}; choose a folder outside of it")
+    for folder, what in ((target, "data set"), (source, "photos")):
+        if overlays is not None and Path(overlays).resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"--overlays {overlays} lies inside the {what} {folder}; choose a folder outside of it")
     _detector.cache_clear()  # files of points may have changed
     _camera.cache_clear()
     _camera(settings)
@@ -185,12 +186,16 @@ def make_one(
 
 def _jobs(source: Path, target: Path, mirror: bool) -> list[tuple[Path, str]]:
     """(photo, its name in the data set: relative path without ending)."""
+    if source.is_file():
+        raise UserError(f"{source}: expected a folder of photos, got a file; prepare_photo.py takes one photo")
     if not source.is_dir():
         raise UserError(f"no folder {source}: expected photos; check the path")
+    if source.resolve().is_relative_to(target.resolve()):
+        raise UserError(f"the data set {target} lies over the photos {source}; choose another folder")
     jobs: dict[str, Path] = {}
     for photo in reading.list_images(source, recursive=True):
         if photo.resolve().is_relative_to(target.resolve()):
-            raise UserError(f"the data set {target} lies inside the photos or over them; choose another folder")
+            continue  # a crop of an earlier run: the data set may lie in a folder of the photos'
         name = photo.relative_to(source).with_suffix("").as_posix()
         if name in jobs:
             raise UserError(f"{photo} and {jobs[name].name} share a name; expected one photo of a name; rename one")

@@ -135,3 +135,16 @@ def test_a_photo_named_as_a_mirror_image_is_refused(folder: Path, tmp_path: Path
         UserError, match="astronaut_mirror.jpg has the name that the mirror image of astronaut.png gets"
     ):
         prepare_photos(folder, tmp_path / "set", settings, progress=False)
+
+
+def test_a_data_set_inside_the_folder_of_photos_goes_on(folder: Path, tmp_path: Path) -> None:
+    settings = PhotoSettings(landmarks=str(tmp_path / "points"), size=64)
+    first = prepare_photos(folder, folder / "out", settings, progress=False)
+    again = prepare_photos(folder, folder / "out", settings, progress=False)
+    assert (first.photos, first.used) == (again.photos, again.used) == (3, 2) and again.kept == 2
+    with pytest.raises(UserError, match="lies over the photos"):
+        prepare_photos(folder / "more", folder, settings, progress=False)
+    with pytest.raises(UserError, match="--overlays .* lies inside the photos"):
+        prepare_photos(folder, folder / "out", settings, overlays=folder / "seen", progress=False)
+    with pytest.raises(UserError, match="expected a folder of photos, got a file; prepare_photo.py takes one photo"):
+        prepare_photos(folder / "astronaut.png", tmp_path / "other", settings, progress=False)
