@@ -314,29 +314,23 @@ def _build(schema: type[Schema], layers: list[_Layer]) -> StagedConfig[Schema]:
             _assign(config, schema, layer.values, layer.where)
             for number, row in enumerate(rows[: stage + 1] if layer is staged else []):
                 _assign(config, schema, row, f"{layer.where}, stages[{number}]")
-        stages.append(_to_instance(config, layers, schema))
+        stages.append(_to_instance(config, layers))
     return StagedConfig(stages, boundaries, unit)
 
 
-def _to_instance(config: DictConfig, layers: Sequence[_Layer], schema: type) -> Any:
+def _to_instance(config: DictConfig, layers: Sequence[_Layer]) -> Any:
+    where = layers[-1].where if layers else OmegaConf.get_type(config).__name__
     try:
         return OmegaConf.to_object(config)
     except MissingMandatoryValue as error:
-        where = layers[-1].where if layers else schema.__name__
         name = getattr(error, "full_key", None) or "a setting"
         raise UserError(f"{where}: {name} has no default; set it in the file or with --set {name}=VALUE") from error
     except ValueError as error:  # a __post_init__ of the schema
         message = str(error).splitlines()[0]
-        raise UserError(f"{_blamed(message, layers) or schema.__name__}: {message}") from error
-
-
-def _blamed(message: str, layers: Sequence[_Layer]) -> str:
-    """Where the setting that a message names was given: the last --set of it, else the last layer, '' without any."""
-    for layer in reversed(layers):
-        texts = [key for key, value in layer.values.items() if isinstance(value, _Text)]
-        if any(re.search(rf"\b{re.escape(key)}\b", message) for key in texts):
-            return layer.where
-    return layers[-1].where if layers else ""
+        for layer in layers:  # the last --set of what it names is to blame
+            if layer.where.startswith("--set") and re.search(rf"\b{re.escape(next(iter(layer.values)))}\b", message):
+                where = layer.where
+        raise UserError(f"{where}: {message}") from error
 
 
 def _assign(config: DictConfig, schema: type, values: Mapping[str, Any], where: str) -> None:

@@ -8,6 +8,7 @@ from functools import reduce
 
 from facelab.bases.eg3d.config import DEVIATIONS, Eg3dConfig
 from facelab.bases.eg3d.options import describe
+from facelab.cli.metrics import compute_metrics
 from facelab.cli.render import extract_mesh, render_images, render_video
 from facelab.cli.train import train_command
 from facelab.config import list_curricula, load_staged
@@ -28,6 +29,7 @@ PICTURE_FLAGS = """
 network seeds outdir trunc trunc-cutoff class shapes shape-res fov-deg shape-format reload_modules shuffle-seed grid
 num-keyframes w-frames cfg image_mode sample_mult nrr interpolate
 """
+METRIC_FLAGS = "network metrics data mirror gpus verbose"
 TEXT = page("eg3d")
 
 
@@ -89,3 +91,22 @@ def test_flags_of_pictures_and_videos() -> None:
     for row in table:
         assert set(re.findall(r"`(--[\w-]+)", row[1])) <= known, row
         assert all((CHECKOUT / path).is_file() for path in re.findall(r"`(scripts/\w+\.py)`", row[1])), row
+
+
+def test_flags_of_metrics() -> None:
+    table = rows(TEXT, "metric flags")
+    assert [row[0] for row in table] == [f"`--{flag}`" for flag in METRIC_FLAGS.split()]
+    known = options_of(compute_metrics)
+    for row in table:
+        assert set(re.findall(r"`(--[\w-]+)", row[1])) <= known, row
+
+
+def test_no_flag_of_the_original_is_met_with_silence() -> None:
+    """What is in the tables and not among our options is answered by the command itself."""
+    pairs = ((train_command("eg3d", "debug"), ORIGINAL_FLAGS), (compute_metrics, METRIC_FLAGS))
+    for command, flags in pairs:
+        missing = {f"--{flag}" for flag in flags.split()} - options_of(command)
+        assert missing == set(command.instead)
+    pictures = {f"--{flag}" for flag in PICTURE_FLAGS.split()} - options_of(render_images, render_video)
+    assert pictures <= {*render_images.instead, *render_video.instead}
+    assert all(not options_of(c) & set(c.instead) for c in (render_images, render_video, extract_mesh))
