@@ -22,7 +22,8 @@ FACE_CLASSES = (1, 2, 4, 5, 6, 7, 8, 9, 10, 11, 12)  # no hair, hat, glasses, ne
 AXIS = 0.35  # length of the drawn axes in scene units
 AXES = {"x": (255, 70, 60), "y": (60, 220, 80), "z": (70, 130, 255)}
 CHOSEN, OTHER, POINT = (60, 230, 90), (240, 200, 40), (255, 40, 200)
-GO, NO_GO, BAR = (20, 110, 40), (150, 25, 25), 26
+GO, NO_GO = (20, 110, 40), (150, 25, 25)
+BAR, TEXT = 26, 15  # pixels of a line below the panels and of its letters
 
 
 def draw_overlay(
@@ -48,13 +49,26 @@ def draw_overlay(
     if crop is not None and pose is not None and plan is not None and chosen is not None:
         panels.append(_crop_panel(crop, plan, chosen, pose))
     width = PANEL * len(panels)
+    lines = [part for line in lines for part in wrapped(line, width - 16)]
     result = Image.new("RGB", (width, PANEL + BAR * len(lines)), GO if go else NO_GO)
     for k, panel in enumerate(panels):
         result.paste(panel, (PANEL * k, 0))
     pen = ImageDraw.Draw(result)
     for k, line in enumerate(lines):
-        pen.text((8, PANEL + BAR * k + 4), line, fill=(255, 255, 255), font=ImageFont.load_default(15))
+        pen.text((8, PANEL + BAR * k + 4), line, fill=(255, 255, 255), font=ImageFont.load_default(TEXT))
     return result
+
+
+def wrapped(line: str, width: int) -> list[str]:
+    """A line of the verdict as lines of at most ``width`` pixels, broken between words."""
+    font, rows = ImageFont.load_default(TEXT), [""]
+    for word in line.split():
+        longer = f"{rows[-1]} {word}".strip()
+        if rows[-1] and font.getlength(longer) > width:
+            rows.append(word)
+        else:
+            rows[-1] = longer
+    return rows
 
 
 def draw_head(crop: Image.Image, pose: Array) -> Image.Image:

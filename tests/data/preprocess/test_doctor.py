@@ -219,3 +219,14 @@ def test_force_without_a_face_is_no_success(astronaut: Path, tmp_path: Path, mon
     result = CliRunner().invoke(prepare_photo_command, [str(astronaut), "--force", "--out", str(tmp_path / "out")])
     assert result.exit_code == 1 and "no face found" in result.output
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["astronaut.json", "astronaut_overlay.png"]
+
+
+def test_the_verdict_below_the_pictures_is_not_cut_off(astronaut: Path) -> None:
+    from facelab.data.preprocess.overlay import BAR, PANEL, wrapped
+
+    found = prepare_photo(astronaut, FixedDetector([]))
+    rows = [row for line in found.lines() for row in wrapped(line, PANEL - 16)]
+    assert len(rows) > len(found.lines()) and " ".join(rows) == " ".join(found.lines())
+    overlay = np.asarray(found.overlay())
+    assert overlay.shape == (PANEL + BAR * len(rows), PANEL, 3)
+    assert (overlay[PANEL:, -4:] == overlay[-1, -1]).all()  # no letter reaches the border
