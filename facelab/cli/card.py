@@ -174,7 +174,7 @@ def _training_facts(
         facts.append(f"Hardware: {hardware}")
     switches = [entry["switch"] for entry in meta.get("deviations", [])]
     if switches:
-        facts.append(f"Deviations from the original in force: {', '.join(switches)}")
+        facts.append(f"Deviations from the original, named by the switches that would undo them: {', '.join(switches)}")
     return facts
 
 

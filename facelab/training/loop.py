@@ -317,11 +317,12 @@ class Trainer:
                 part = chunk_of(real, place * size, size)
             context = self._context(phase, progress, chunk, size, part, statistics)
             work = functools.partial(self._backward, phase, weight=weight * phase.every)
-            if self._graphs is None:
-                work(context)
-            else:
-                key = (phase.name, chunk, size, self.row, gradients.flat.data_ptr())
-                self._graphs.run(key, context, work)
+            with device_switches(phase.precision(self.train.precision), self.device):
+                if self._graphs is None:
+                    work(context)
+                else:
+                    key = (phase.name, chunk, size, self.row, gradients.flat.data_ptr())
+                    self._graphs.run(key, context, work)
         self.distributed.sum_(gradients.flat)
         replace = self.train.nan == "reference" and not self.scale.enabled
         norm, bad = gradients.finish(self.scale.scale, self.train.grad_clip, replace)
@@ -357,7 +358,7 @@ class Trainer:
         name = f"warmup/{phase.name}" if progress.warmup else phase.name
         draws = Draws(self.train.seed, progress.step, name, chunk)
         logged = _Prefixed(self._sums, phase.name)
-        cast = functools.partial(autocast, self.train.precision, self.device)
+        cast = functools.partial(autocast, phase.precision(self.train.precision), self.device)
         return PhaseContext(
             progress, self.config, self.models, self.device, size, chunk, chunk * size, draws, real,
             self._shared, logged, statistics, self.scale.scale, cast,
@@ -366,7 +367,7 @@ class Trainer:
     def _backward(self, phase: Phase, context: PhaseContext, weight: float) -> None:
         losses = iter(phase.losses(context))
         while True:
-            with autocast(self.train.precision, self.device):
+            with autocast(phase.precision(self.train.precision), self.device):
                 item = next(losses, None)
             if item is None:
                 return

@@ -40,6 +40,7 @@ class Phase:
         chunk: config -> samples per chunk of this phase; None = ``train.batch_chunk``.
         after: called once per step on every process after the gradients are reduced, with the statistics that
             ``ctx.statistic`` collected (mapping average, augmentation strength); see :class:`AfterPhase`.
+        exact: single precision without TF32 and autocast, whatever ``train.precision`` says.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Phase:
     reduction: Literal["mean", "sum"] = "mean"
     chunk: Callable[[Any], int] | None = None
     after: Callable[[AfterPhase], None] | None = None
+    exact: bool = False
 
     def __post_init__(self) -> None:
         if self.every < 1:
@@ -59,6 +61,10 @@ class Phase:
             raise ValueError(f"phase {self.name!r}: trains must be a tuple of model names, got {self.trains!r}")
         if self.reduction not in ("mean", "sum"):
             raise ValueError(f"phase {self.name!r}: reduction must be 'mean' or 'sum', got {self.reduction!r}")
+
+    def precision(self, run: str) -> str:
+        """``train.precision`` of the run, or ``fp32``."""
+        return "fp32" if self.exact else run
 
 
 @dataclass

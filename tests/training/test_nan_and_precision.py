@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from facelab.checkpoints.format import load_checkpoint
+from facelab.training.distributed import Distributed
 from facelab.training.gradients import FlatGradients, GradientArena, NanWatch
 from facelab.training.loop import Callback, Trainer, TrainingDiverged
 from facelab.training.precision import LossScale
@@ -221,3 +222,45 @@ def test_an_overflow_skips_the_update_and_lowers_the_scale(tmp_path: Path) -> No
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert result.finished and [entry["skipped/g"] for entry in log] == [1, 1, 1, 1, 0, 0]
     assert [entry["loss_scale"] for entry in log] == [32768, 16384, 8192, 4096, 4096, 4096]
+
+
+class Exact(Eg3d):
+    """The regulariser of the generator is exact; each phase notes what it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[str, set[tuple[bool, bool, torch.dtype]]] = {}
+
+    def stages(self, config):
+        (stage,) = super().stages(config)
+        phases = [dataclasses.replace(p, exact=p.name == "g_reg", losses=self.watched(p)) for p in stage.phases]
+        return [dataclasses.replace(stage, phases=tuple(phases))]
+
+    def watched(self, phase):
+        def losses(ctx):
+            made = ctx.models["generator"].mapping(ctx.draws.normal("watched", (ctx.count, 6)).to(ctx.device)).dtype
+            flags = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+            self.seen.setdefault(phase.name, set()).add((*flags, made))
+            yield from phase.losses(ctx)
+
+        return losses
+
+
+def test_an_exact_phase_has_no_autocast(tmp_path: Path) -> None:
+    method = Exact()
+    run(method, config(train={"max_steps": 2, "precision": "bf16"}), tmp_path)
+    dtypes = {name: {dtype for *_, dtype in seen} for name, seen in method.seen.items()}
+    assert dtypes["g_reg"] == {torch.float32}
+    assert all(dtypes[name] == {torch.bfloat16} for name in ("g_main", "d_main", "d_reg"))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("graphs", [False, True])
+def test_an_exact_phase_has_no_tf32_on_a_gpu(tmp_path: Path, graphs: bool) -> None:
+    method = Exact()
+    staged = config(train={"max_steps": 9, "precision": "tf32", "cuda_graphs": graphs})
+    run(method, staged, tmp_path, distributed=Distributed(device=torch.device("cuda")))
+    flags = {name: {both[:2] for both in seen} for name, seen in method.seen.items()}
+    assert flags.pop("g_reg") == {(False, False)}
+    assert set(flags) == {"g_main", "d_main", "d_reg"} and all(seen == {(True, True)} for seen in flags.values())
+    assert not torch.backends.cudnn.allow_tf32

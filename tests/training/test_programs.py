@@ -18,7 +18,8 @@ from tests.training.test_processes import assert_close_runs, log_of
 from tests.training.training_doubles import config, run
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(CHECKOUT)}
+MODULES = os.pathsep.join([str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])])
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": MODULES}
 
 SCRIPT = """
 import os

@@ -191,7 +191,8 @@ class Runs:
         where = ["--gpus", str(processes)] if self.device == "cuda" else ["--device", "cpu"]
         if self.device == "cpu" and processes > 1:
             where += ["--processes", str(processes)]
-        known = {"PYTHONPATH": str(CHECKOUT), "METHOD": self.method, "PAUSE": str(pause or 0.0)}
+        path = os.pathsep.join([str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        known = {"PYTHONPATH": path, "METHOD": self.method, "PAUSE": str(pause or 0.0)}
         few = {"OMP_NUM_THREADS": "1"} if self.device == "cpu" else {}
         return subprocess.Popen(
             [sys.executable, str(script), "--curriculum", self.case.curriculum, "--out", str(out), *where]

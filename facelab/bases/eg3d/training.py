@@ -266,8 +266,8 @@ class Schedule:
         make = functools.partial(Phase, reduction=reduction)
         phases = [make("g_main", ("generator",), "generator", self.g_main, real=False)]
         if c.loss.density_weight > 0:
-            every = c.loss.density_every
-            phases.append(make("g_reg", ("generator",), "generator", self.g_reg, every=every, real=False))
+            every, exact = c.loss.density_every, c.train.exact_density
+            phases.append(make("g_reg", ("generator",), "generator", self.g_reg, every=every, real=False, exact=exact))
         judge = ("discriminator",)
         phases.append(make("d_main", judge, "discriminator", self.d_main, after=self.after_d_main))
         if c.loss.r1_gamma > 0:

@@ -155,6 +155,7 @@ class TrainConfig(training.TrainConfig):
     loss_scale: float = 64.0  # lifts the gradients of 512 px pictures off the smallest halves, far from the largest
     half_everywhere: bool = False  # in all blocks, not in the marked ones alone
     channels_last: bool = False  # memory layout of the convolutions; changes speed, not results
+    exact_density: bool = True  # no TF32 in the density regulariser: it takes differences of near-equal densities
     nan: Literal["skip", "stop", "reference"] = "skip"
 
     def __post_init__(self) -> None:
