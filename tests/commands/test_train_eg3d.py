@@ -230,7 +230,7 @@ def test_files_that_cannot_start_a_run(own: Path, tmp_path: Path) -> None:
     hostile.write_bytes(dump({"G_ema": Call("os", "system", f"touch {tmp_path / 'PWNED'}")}))
     line = refused(*DEBUG, "--init-from", hostile, "--out", tmp_path / "run")
     assert "hostile.pkl was not read" in line and "os.system" in line and "nothing of it was run" in line
-    assert f"cannot read {tmp_path / 'nothing'}: " in refused(
+    assert f"no checkpoint at {tmp_path / 'nothing'}: " in refused(
         *DEBUG, "--init-from", tmp_path / "nothing", "--out", tmp_path / "run"
     )
     wider = ("--init-from", own, "--set", "model.latent_dim=5", "--out", tmp_path / "run")
