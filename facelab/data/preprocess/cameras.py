@@ -170,6 +170,8 @@ def read_coefficients(path: str | Path) -> tuple[Array, Array]:
         UserError: unreadable, or without them.
     """
     path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no face coefficients at {path}: expected a .mat, .npz or .npy file; check the path")
     try:
         if path.suffix == ".mat":
             from scipy.io import loadmat

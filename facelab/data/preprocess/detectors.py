@@ -196,9 +196,13 @@ def read_points(path: Path, name: str = "") -> NDArray[np.float64]:
         reason = reason_of(error)[:120]
         raise UserError(f"{path}: expected 5 or 68 points 'x y', got a file that cannot be read ({reason})") from error
     points = points[None] if points.ndim == 2 else points
-    if points.ndim != 3 or points.shape[1] not in (5, 68) or points.shape[2] != 2 or not np.isfinite(points).all():
+    if not np.isfinite(points).all():
         raise UserError(
-            f"{path}: expected 5 or 68 points of two finite numbers, got an array of shape {points.shape[1:]}; "
+            f"{path}: expected 5 or 68 points of two numbers, got NaN or infinite ones; find the points again"
+        )
+    if points.ndim != 3 or points.shape[1] not in (5, 68) or points.shape[2] != 2:
+        raise UserError(
+            f"{path}: expected 5 or 68 points of two numbers, got an array of shape {points.shape[1:]}; "
             "order: eyes, nose tip, mouth corners, picture-left first, or 300-W"
         )
     return points

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from facelab.cameras.camera import Camera
 
 SIZE = 512
+FARTHEST = 100  # points this many times the photo's longer side away are no points of it
 
 
 @dataclass(frozen=True)
@@ -209,6 +210,10 @@ def prepare_photo(
     if not found:
         return PreparedPhoto(path, photo, (), None, None, None, None, None, (no_face(path.name),))
     chosen = choose(found, face, path.name)
+    if np.abs(chosen.points5).max() > FARTHEST * max(photo.size):
+        raise UserError(
+            f"{path}: the points lie far outside the photo of {photo.width}x{photo.height}; check their units"
+        )
     try:
         plan = plan_crop(chosen.points5, photo.size, standard_points() if standard is None else standard)
     except ValueError as error:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -82,6 +83,8 @@ def read_standard_points(path: str) -> Array:
     Raises:
         UserError: unreadable or wrongly shaped.
     """
+    if not Path(path).is_file():
+        raise UserError(f"no standard points at {path}: expected a .mat, .npy or .txt file; check the path")
     try:
         if path.endswith(".mat"):
             from scipy.io import loadmat

@@ -166,3 +166,9 @@ def test_no_advice_to_load_foreign_files_unsafely(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="it is no array of numbers") as error:
             read(path)
         assert "unsafely" not in str(error.value)
+
+
+def test_points_that_are_not_finite_are_called_so(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.full((5, 2), np.nan))
+    with pytest.raises(UserError, match="got NaN or infinite ones"):
+        read_points(tmp_path / "a.npy")

@@ -230,3 +230,19 @@ def test_the_verdict_below_the_pictures_is_not_cut_off(astronaut: Path) -> None:
     overlay = np.asarray(found.overlay())
     assert overlay.shape == (PANEL + BAR * len(rows), PANEL, 3)
     assert (overlay[PANEL:, -4:] == overlay[-1, -1]).all()  # no letter reaches the border
+
+
+@pytest.mark.parametrize("factor", [1e3, 1e30])
+def test_points_in_other_units_are_refused(astronaut: Path, factor: float) -> None:
+    five = factor * np.array(json.loads((ASTRONAUT / "drawing.json").read_text())["landmarks"])
+    with pytest.raises(UserError, match="points lie far outside the photo of 512x512; check their units"):
+        prepare_photo(astronaut, FixedDetector([Face.from_points(five)]))
+
+
+def test_missing_files_are_called_missing(astronaut: Path, tmp_path: Path) -> None:
+    for option, words in (
+        ("--standard-points", "no standard points at"),
+        ("--coefficients", "no face coefficients at"),
+    ):
+        result = CliRunner().invoke(prepare_photo_command, [str(astronaut), option, str(tmp_path / "none.mat")])
+        assert result.exit_code == 2 and words in result.output and "check the path" in result.output
