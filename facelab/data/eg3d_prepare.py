@@ -84,6 +84,7 @@ class SetWriter:
         self.target, self.masks = Path(target), masks
         self.labels: list[list[Any]] = []
         self.names: set[str] = set()
+        self._earlier: set[Path] = set()  # pictures of an interrupted making, until they are written again
         self._zip: zipfile.ZipFile | None = None
         self._stack = ExitStack()
 
@@ -98,6 +99,7 @@ class SetWriter:
         if self.target.is_dir() and any(self.target.iterdir()) and not mark.exists():
             raise UserError(f"{self.target} is not empty; choose another folder, or a name that ends in .zip")
         make_folder(self.target)
+        self._earlier = set(self.target.rglob("*.png")) if mark.exists() else set()
         mark.touch()
         return self
 
@@ -105,6 +107,8 @@ class SetWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is None:
+            for path in self._earlier:  # made with other options or from more pictures
+                path.unlink(missing_ok=True)
             stated = all(label is not None for _, label in self.labels)
             content = {"labels": self.labels if stated else None}
             self._put(DESCRIPTION, json.dumps(content).encode())
@@ -134,6 +138,7 @@ class SetWriter:
             return
         with atomic_path(self.target / name) as temporary:
             temporary.write_bytes(data)
+        self._earlier.discard(self.target / name)
 
 
 def write_items(

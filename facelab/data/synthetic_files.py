@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,13 +19,14 @@ from torch import Tensor
 
 from facelab.data.labels import colorize
 from facelab.data.synthetic import SyntheticBatch, SyntheticHeads
-from facelab.errors import UserError, nearest
+from facelab.errors import Interrupted, UserError, nearest
 from facelab.files import atomic_path, make_folder
 from facelab.progress import progress_bar
 
 IMAGE_FOLDER, MASK_FOLDER = "celebahq_mask_img", "celebahq_mask_mask"
 FORMATS = ("jpg", "png")
 CHUNK = 32  # heads drawn at a time
+UNFINISHED = ".unfinished"  # folder of what an interrupted run has done
 TRUTH = ("identity", "expression", "albedo", "shown", "light", "landmarks_3d", "landmarks_2d", "index")
 
 
@@ -55,7 +58,8 @@ def write_dataset(
 
     Beside them ``dataset.json`` (``labels``: [[name, 25 camera numbers]], ``sh``: [[name, 9 grey light numbers]])
     and ``truth.npz`` (coefficients, RGB lights, landmarks, camera angles). The same arguments give the same files,
-    whatever the number of workers. ``dataset.json`` is written last: where it is, the set is complete.
+    whatever the number of workers. ``dataset.json`` is written last: where it is, the set is complete. Until then
+    ``.unfinished`` keeps the truth of the heads that are done, and the same arguments go on from there.
 
     Args:
         out: folder to write.
@@ -69,7 +73,8 @@ def write_dataset(
         progress: show a progress bar.
 
     Returns:
-        The folder. UserError on bad arguments, an occupied folder or a disk that cannot be written.
+        The folder. UserError on bad arguments, an occupied folder or a disk that cannot be written; Interrupted (one
+        of them) on Ctrl-C.
     """
     if count < 1:
         raise UserError(f"count must be at least 1 head, got {count}")
@@ -80,30 +85,68 @@ def write_dataset(
         raise UserError(f"workers must be at least 1 process, got {workers}")
     SyntheticHeads(seed, size, threads=1, background=background)  # tells about bad arguments before anything is written
     out = Path(out)
-    _prepare_folders(out, overwrite)
+    _prepare_folders(out, overwrite, {"size": size, "seed": seed, "format": picture_format, "background": background})
     workers = min(workers or 1, (count + CHUNK - 1) // CHUNK)
     threads = len(os.sched_getaffinity(0)) if workers == 1 else 1
     starts = range(0, count, CHUNK)
     jobs = [_Job(str(out), s, min(s + CHUNK, count), size, seed, picture_format, threads, background) for s in starts]
-    parts = list(progress_bar(_run(jobs, workers), total=len(jobs), unit="chunk", show=progress))
+    todo = [job for job in jobs if not _part(job).is_file()]
+    try:
+        for _ in progress_bar(_run(todo, workers), total=len(todo), unit="chunk", show=progress):
+            pass
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted; what is done is kept, give the same command again to go on") from None
+    parts = [_read_part(_part(job)) for job in jobs]
     truth = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    _remove_others(out, count)
     _write_truth(out, truth, size, seed, picture_format, background)
+    shutil.rmtree(out / UNFINISHED)
     return out
 
 
-def _prepare_folders(out: Path, overwrite: bool) -> None:
+def _part(job: _Job) -> Path:
+    """Where the truth of a chunk waits for the others."""
+    return Path(job.out) / UNFINISHED / f"{job.start}_{job.stop}.npz"
+
+
+def _read_part(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as part:
+        return {name: part[name] for name in part.files}
+
+
+def _remove_others(out: Path, count: int) -> None:
+    """Heads beyond the last one, of an interrupted run that was to make more."""
+    for folder in (out / IMAGE_FOLDER, out / MASK_FOLDER):
+        for path in folder.iterdir():
+            if path.stem.isdigit() and int(path.stem) >= count:
+                path.unlink()
+
+
+def _prepare_folders(out: Path, overwrite: bool, settings: dict[str, Any]) -> None:
+    """Make the folders, or go on in those that an interrupted run with the same settings left."""
     make_folder(out)
+    stated, text = out / UNFINISHED / "settings.json", json.dumps(settings, sort_keys=True)
+    if stated.is_file() and not overwrite:
+        if stated.read_text(encoding="utf-8") == text:
+            return
+        raise UserError(f"{out} was begun with other settings; give the same command, or choose another folder")
     for folder in (out / IMAGE_FOLDER, out / MASK_FOLDER):
         make_folder(folder)
         old = [path for path in folder.iterdir() if path.suffix in (".jpg", ".png")]
         if old and not overwrite:
-            raise UserError(f"{folder} already holds {len(old)} pictures; choose another folder or overwrite it")
+            raise UserError(
+                f"{folder} already holds {len(old)} pictures; choose another folder, or empty it "
+                "(make_synthetic_heads.py: --overwrite)"
+            )
         for path in old:
             path.unlink()
     (out / "dataset.json").unlink(missing_ok=True)
+    shutil.rmtree(out / UNFINISHED, ignore_errors=True)
+    with atomic_path(stated) as path:
+        path.write_text(text, encoding="utf-8")
 
 
-def _run(jobs: list[_Job], workers: int) -> Iterator[dict[str, np.ndarray]]:
+def _run(jobs: list[_Job], workers: int) -> Iterator[None]:
     if workers == 1:
         yield from map(_write_chunk, jobs)
         return
@@ -113,8 +156,8 @@ def _run(jobs: list[_Job], workers: int) -> Iterator[dict[str, np.ndarray]]:
         yield from pool.map(_write_chunk, jobs)
 
 
-def _write_chunk(job: _Job) -> dict[str, np.ndarray]:
-    """Draw and write a few heads; returns what goes into the truth file."""
+def _write_chunk(job: _Job) -> None:
+    """Draw and write a few heads, and last what goes into the truth file."""
     if job.threads == 1:
         torch.set_num_threads(1)
     heads = SyntheticHeads(job.seed, job.size, threads=job.threads, background=job.background)
@@ -134,7 +177,9 @@ def _write_chunk(job: _Job) -> dict[str, np.ndarray]:
         list(pool.map(write, range(len(batch))))
     truth = {name: getattr(batch, name).numpy() for name in TRUTH}
     assert batch.camera.angles is not None
-    return truth | {"camera": batch.camera.label().numpy(), "angles": batch.camera.angles.numpy()}
+    truth |= {"camera": batch.camera.label().numpy(), "angles": batch.camera.angles.numpy()}
+    with atomic_path(_part(job)) as path:
+        np.savez(path, **truth)
 
 
 def _write_truth(

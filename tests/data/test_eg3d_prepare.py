@@ -377,3 +377,23 @@ def test_what_is_no_folder_and_numbers_of_heads_are_refused_for_files(tmp_path: 
     for option in ("--count", "--seed"):
         output = run("eg3d", tmp_path / "in", tmp_path / "out", "--no-labels", option, 3, status=2)
         assert f"{option} has no effect on pictures from files" in output and not (tmp_path / "out").exists()
+
+
+def test_pictures_of_an_interrupted_making_do_not_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from facelab.data import eg3d_prepare as module
+
+    plain = module.SetWriter.add
+
+    def add(self: module.SetWriter, *arguments: object, **options: object) -> str:
+        if len(self.labels) == 5:
+            raise KeyboardInterrupt
+        return plain(self, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module.SetWriter, "add", add)
+    with pytest.raises(KeyboardInterrupt):
+        write_items(tmp_path / "set", synthetic_items(4, 16, 1), mirror=True)
+    monkeypatch.undo()
+    write_items(tmp_path / "set", synthetic_items(2, 16, 1))
+    found = sorted(p.relative_to(tmp_path / "set").as_posix() for p in (tmp_path / "set").rglob("*.*") if p.is_file())
+    assert found == ["00000/img00000000.png", "00000/img00000001.png", "dataset.json"]
+    assert len(Eg3dDataset(tmp_path / "set")) == 2

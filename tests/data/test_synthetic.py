@@ -239,3 +239,35 @@ def test_contact_sheet(batch) -> None:
     sheet = contact_sheet(batch, columns=5, masks=True)
     assert sheet.shape == (2 * 3 * SIZE, 5 * SIZE, 3)
     assert torch.equal(sheet[:SIZE, SIZE : 2 * SIZE], batch.image[1].permute(1, 2, 0))
+
+
+def test_interrupted_heads_go_on_to_the_same_files(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from facelab.data import synthetic_files as module
+    from facelab.errors import Interrupted
+
+    monkeypatch.setattr(module, "CHUNK", 2)
+    plain, done = module._write_chunk, []
+
+    def chunk(job: module._Job) -> None:
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(job.start)
+        plain(job)
+
+    monkeypatch.setattr(module, "_write_chunk", chunk)
+    out = tmp_path / "set"
+    with pytest.raises(Interrupted, match="give the same command again"):
+        write_dataset(out, count=9, size=16, seed=4)
+    assert not (out / "dataset.json").exists()
+    with pytest.raises(UserError, match="begun with other settings"):
+        write_dataset(out, count=9, size=32, seed=4)
+    done[:] = [None]  # type: ignore[list-item]
+    monkeypatch.setattr(module, "_write_chunk", lambda job: (done.append(job.start), plain(job))[1])
+    write_dataset(out, count=7, size=16, seed=4)
+    assert done[1:] == [4, 6]
+    monkeypatch.undo()
+    whole = write_dataset(tmp_path / "whole", count=7, size=16, seed=4)
+    files = {p.relative_to(whole): p.read_bytes() for p in whole.rglob("*") if p.is_file() and p.suffix != ".npz"}
+    assert files == {p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file() and p.suffix != ".npz"}
+    ours, theirs = np.load(out / "truth.npz"), np.load(whole / "truth.npz")
+    assert set(ours.files) == set(theirs.files) and all(np.array_equal(ours[k], theirs[k]) for k in ours.files)
