@@ -294,7 +294,9 @@ def test_real_pictures_are_not_mirrored_whatever_the_training_did(eg3d_model: Pa
 
     model = load(eg3d_model)
     config = replace(model.config, data=replace(model.config.data, mirror=True))
-    mirrored = FaceModel(load_method("eg3d"), model.generator, config, {}, eg3d_model).save(tmp_path / "mirrored.safetensors")
+    mirrored = FaceModel(load_method("eg3d"), model.generator, config, {}, eg3d_model).save(
+        tmp_path / "mirrored.safetensors"
+    )
     write_items(tmp_path / "set.zip", synthetic_items(5, 32, 0))
     options = ("--data", tmp_path / "set.zip", "--num-images", 4, "--num-real", 50, "--out", tmp_path / "m.json")
     result = compute(mirrored, *options, "--device", "cpu")
