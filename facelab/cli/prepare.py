@@ -86,7 +86,10 @@ def ffhq(
 @click.option("--background", default="black", show_default=True, help="Behind the heads: black, grey or white.")
 @friendly
 def synthetic(dst: Path, count: int, size: int, seed: int, background: str) -> None:
-    """Made-up heads with exact masks in DST: nothing to download, free to use."""
+    """Made-up heads with exact masks in DST: nothing to download, free to use.
+
+    Give the same command again after an interruption: heads that are done are kept.
+    """
     from facelab.data.synthetic import write_dataset
 
     write_dataset(dst, count=count, size=size, seed=seed, background=background)
