@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from facelab.bases.eg3d import training_config as training
-from facelab.bases.eg3d.ranges import check_ranges
 from facelab.cameras.camera import Angles, Camera
 from facelab.cameras.orbit import focal_intrinsics, look_at
 from facelab.deviations import Deviation
 from facelab.errors import UserError, nearest
+from facelab.ranges import check_ranges
 from facelab.rendering.settings import RenderSettings
 from facelab.training.config import CheckpointConfig
 

@@ -6,9 +6,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from facelab.bases.eg3d.ranges import check_ranges
 from facelab.deviations import Deviation
 from facelab.nn.augment import AugmentConfig
+from facelab.ranges import check_ranges
 from facelab.training import config as training
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which numbers settings may have. No torch."""
+"""Which numbers settings of any method may have. No torch."""
 
 from __future__ import annotations
 
