@@ -56,6 +56,10 @@ class PointAlphaIntegrator:
     density: Literal["relu", "softplus"] = "relu"
     background: Background = "none"
 
+    def activate(self, sigma: Tensor) -> Tensor:
+        """Density, float32 and at least 0, of raw density."""
+        return F.relu(sigma.float()) if self.density == "relu" else F.softplus(sigma.float())
+
     def weights(self, t: Tensor, sigma: Tensor, noise: Tensor | None = None) -> Tensor:
         """Per-sample weights (N, R, S, 1) before any background option.
 
@@ -64,8 +68,7 @@ class PointAlphaIntegrator:
             sigma: (N, R, S, 1) raw density.
             noise: (N, R, S, 1) added to the raw density, or None.
         """
-        sigma = sigma.float() if noise is None else sigma.float() + noise
-        activated = F.relu(sigma) if self.density == "relu" else F.softplus(sigma)
+        activated = self.activate(sigma if noise is None else sigma.float() + noise)
         interval = torch.cat([t[..., 1:] - t[..., :-1], torch.full_like(t[..., :1], LAST_INTERVAL)], dim=-1)
         alpha = 1 - torch.exp(-interval[..., None] * activated)
         keep = torch.cat([torch.ones_like(alpha[..., :1, :]), 1 - alpha + TRANSMITTANCE_EPS], dim=-2)

@@ -22,11 +22,10 @@ from facelab.rendering.integrators import TRANSMITTANCE_EPS, RenderOutput
 from facelab.rendering.ray_samplers import RayNoise, SampleSet, points_along, sample_pdf
 from facelab.rendering.settings import RenderSettings
 from facelab.rendering.transmittance import cumulative_product
-from facelab.rendering.volume_renderer import render_chunks
+from facelab.rendering.volume_renderer import composited_normals, render_chunks
 
 DENSITY_SHIFT = 1.0  # subtracted from raw density before the softplus
 IMPORTANCE_FLOOR = 0.01  # added to the blurred weights that place the fine samples
-NORMAL_SAMPLES = 24  # whose gradients are taken at a time
 MISS = (-1.0, -2.0)  # entry and exit of a ray that misses the box
 
 
@@ -193,32 +192,14 @@ def render_midpoints(
             samples.append((found.t, values))
         output = integrator(samples)
         if settings.normals:
-            output = replace(output, normals=composited_normals(field, part, output))
+            output = replace(output, normals=composited_normals(field, part, output, _density, settings.max_points))
         return output if keep_weights else replace(output, weights=None, t=None)
 
     return chunk(rays, noise) if settings.reference else render_chunks(chunk, rays, noise, settings)
 
 
-def composited_normals(field: BoundField, rays: Rays, output: RenderOutput) -> Tensor:
-    """Unit normals: the weighted sum of -grad density over the intervals; zero where the ray is empty.
-
-    The gradient at the mean depth alone would say little: it lies behind the surface, where densities rise and fall.
-
-    Args:
-        field: callable (points, directions) -> FieldOutput.
-        rays: (N, R).
-        output: of these rays, with weights (N, R, S, 1) and interval middles t (N, R, S).
-    """
-    assert output.weights is not None and output.t is not None
-    total = torch.zeros_like(rays.origins)
-    pieces = zip(output.t.split(NORMAL_SAMPLES, -1), output.weights.split(NORMAL_SAMPLES, 2), strict=True)
-    for t, weights in pieces:
-        with torch.enable_grad():
-            points = points_along(rays, t).detach().requires_grad_(True)
-            density = F.softplus(field(points, rays.directions).sigma.float() - DENSITY_SHIFT)
-            (gradient,) = torch.autograd.grad(density.sum(), points)
-        total = total - (weights.detach() * gradient).sum(2)
-    return F.normalize(total, dim=-1) * (output.opacity.detach() > 0.5)
+def _density(values: FieldOutput) -> Tensor:
+    return F.softplus(values.sigma.float() - DENSITY_SHIFT)
 
 
 def check_midpoint_settings(settings: RenderSettings) -> None:

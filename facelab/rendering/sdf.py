@@ -24,7 +24,7 @@ from facelab.rendering.integrators import LAST_INTERVAL, TRANSMITTANCE_EPS, Rend
 from facelab.rendering.ray_samplers import RayNoise, points_along
 from facelab.rendering.settings import RenderSettings
 from facelab.rendering.transmittance import cumulative_product
-from facelab.rendering.volume_renderer import render_chunks, surface_normals
+from facelab.rendering.volume_renderer import composited_normals, render_chunks
 
 Sampling = Literal["offset", "stratified"]
 
@@ -154,10 +154,9 @@ class SdfIntegrator:
             directions: (N, R, 3) of the rays, of any length.
             noise: (N, R, S, 1) added to raw densities; fields with a signed distance have none.
         """
-        density = values.sigma
-        if values.sdf is None:
-            density = F.softplus(density.float() if noise is None else density.float() + noise)
-        weights = self.weights(t, density, directions)
+        if values.sdf is None and noise is not None:
+            values = replace(values, sigma=values.sigma.float() + noise)
+        weights = self.weights(t, _density(values), directions)
         front = weights[..., :-1]
         return SdfRenderOutput(
             rgb=_sum(weights, values.rgb),
@@ -223,7 +222,7 @@ def render_sdf(
         values, gradient = _evaluate(field, points, _views(part), options)
         output = integrator(t, points, values, part.directions, part_noise.final)
         if settings.normals:
-            output = replace(output, normals=sdf_normals(field, part, output))
+            output = replace(output, normals=sdf_normals(field, part, output, settings.max_points))
         if not keep_weights:
             output = replace(output, weights=None, t=None)
         return replace(output, sdf=values.sdf if options.samples else None, gradient=gradient)
@@ -263,16 +262,29 @@ def check_sdf_settings(settings: RenderSettings) -> None:
         raise ValueError(f"signed distances have no importance samples, got samples_fine={settings.samples_fine}")
 
 
-def sdf_normals(field: DistanceField | BoundField, rays: Rays, output: SdfRenderOutput) -> Tensor:
-    """Unit normals (N, R, 3), outwards, where the head is seen; zero where the ray meets background."""
+def sdf_normals(
+    field: DistanceField | BoundField, rays: Rays, output: SdfRenderOutput, max_points: int = 1 << 20
+) -> Tensor:
+    """Unit normals (N, R, 3), outwards, where the head is seen; zero where the ray meets background.
+
+    A signed distance rises outwards everywhere near the surface, so that its gradient at the mean depth will do; of raw
+    densities the gradients are composited, ``max_points`` as in
+    :func:`~facelab.rendering.volume_renderer.composited_normals`.
+    """
     with_gradient = getattr(field, "with_gradient", None)
-    if with_gradient is None:
-        return surface_normals(field, rays, output)
-    with torch.no_grad():
-        depth = output.depth / output.opacity.clamp_min(1e-6)
-        values, gradient = with_gradient(points_along(rays, depth), _views(rays))
-        outwards = gradient if values.sdf is not None else -gradient
-        return F.normalize(outwards.squeeze(2), dim=-1) * (output.opacity > 0.5)
+    if with_gradient is not None:
+        with torch.no_grad():
+            depth = output.depth / output.opacity.clamp_min(1e-6)
+            values, gradient = with_gradient(points_along(rays, depth), _views(rays))
+        if values.sdf is not None:
+            return F.normalize(gradient.squeeze(2), dim=-1) * (output.opacity > 0.5)
+    assert output.weights is not None and output.t is not None
+    front = replace(output, weights=output.weights[..., :-1, :], t=output.t[..., :-1])  # the last one is background
+    return composited_normals(field, rays, front, _density, max_points)
+
+
+def _density(values: FieldOutput) -> Tensor:
+    return values.sigma if values.sdf is not None else F.softplus(values.sigma.float())
 
 
 def _evaluate(

@@ -27,6 +27,7 @@ from facelab.rendering.ray_samplers import (
 from facelab.rendering.settings import RenderSettings
 
 Output = TypeVar("Output", bound=RenderOutput)
+GRADIENT_MEMORY = 32  # times that of an evaluation without gradient
 
 
 def render_rays(
@@ -98,7 +99,10 @@ def _render_chunk(
     t, values = merge_samples(sampler(rays, field, noise), field, directions)
     output = integrator(t, values, noise.final)
     if settings.normals:
-        output = replace(output, normals=surface_normals(field, rays, output))
+        normals = composited_normals(
+            field, rays, output, lambda values: integrator.activate(values.sigma), settings.max_points
+        )
+        output = replace(output, normals=normals)
     return output if keep_weights else replace(output, weights=None, t=None)
 
 
@@ -111,15 +115,33 @@ def merge_samples(sets: list[SampleSet], field: BoundField, directions: Tensor) 
     return t, FieldOutput.cat(outputs).select(order)
 
 
-def surface_normals(field: BoundField, rays: Rays, output: RenderOutput) -> Tensor:
-    """Unit normals -grad sigma at the expected depth; zero where the ray is empty."""
-    depth = (output.depth / output.opacity.clamp_min(1e-6)).detach()
-    with torch.enable_grad():
-        points = points_along(rays, depth).detach().requires_grad_(True)
-        sigma = field(points, rays.directions).sigma
-        (gradient,) = torch.autograd.grad(sigma.sum(), points)
-    normals = torch.nn.functional.normalize(-gradient.squeeze(2), dim=-1)
-    return normals * (output.opacity.detach() > 0.5)
+def composited_normals(
+    field: BoundField,
+    rays: Rays,
+    output: RenderOutput,
+    density: Callable[[FieldOutput], Tensor],
+    max_points: int,
+) -> Tensor:
+    """Unit normals (N, R, 3): the weighted sum of -grad density over the samples; zero where the ray is empty.
+
+    The gradient at the mean depth alone would say little: it lies behind the surface, where densities rise and fall.
+
+    Args:
+        field: callable (points, directions) -> FieldOutput.
+        rays: (N, R).
+        output: of these rays, with weights (N, R, S, 1) and their ray parameters t (N, R, S).
+        density: what compositing makes of a field's values, (..., 1) at least 0.
+        max_points: evaluations that fit without gradient; with it every layer is kept, so that fewer go at a time.
+    """
+    assert output.weights is not None and output.t is not None
+    total = torch.zeros_like(rays.origins)
+    count = max(1, max_points // GRADIENT_MEMORY // (rays.origins.shape[0] * rays.origins.shape[1]))
+    for t, weights in zip(output.t.split(count, -1), output.weights.split(count, 2), strict=True):
+        with torch.enable_grad():
+            points = points_along(rays, t).detach().requires_grad_(True)
+            (gradient,) = torch.autograd.grad(density(field(points, rays.directions)).sum(), points)
+        total = total - (weights.detach() * gradient).sum(2)
+    return torch.nn.functional.normalize(total, dim=-1) * (output.opacity.detach() > 0.5)
 
 
 def _cat_outputs(parts: list[Output]) -> Output:

@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from facelab.cameras.camera import Camera
-from facelab.cameras.rays import Rays, make_rays
+from facelab.cameras.rays import Rays
 from facelab.draws import Draws, TapeDraws
 from facelab.fields.output import FieldOutput
 from facelab.rendering.midpoint import (
@@ -20,7 +19,6 @@ from facelab.rendering.midpoint import (
     ray_box,
     render_midpoints,
 )
-from facelab.rendering.ray_samplers import points_along
 from facelab.rendering.settings import RenderSettings
 
 SETTINGS = RenderSettings(near=1.0, far=2.0, samples_coarse=8, samples_fine=6, grid="centers")
@@ -171,24 +169,3 @@ def test_density_noise_is_one_number_a_sample() -> None:
 def test_settings_it_does_not_have_are_refused(change: dict) -> None:
     with pytest.raises(ValueError, match="midpoint compositing has|samples_coarse >= 4"):
         render_midpoints(ball, rays(), SETTINGS.replace(**change), Draws(0))
-
-
-def test_normals_are_those_of_the_surface_whatever_lies_behind_it() -> None:
-    """A ball that is thick at its surface and thinner within: at the mean depth its density falls inwards."""
-    radius = 0.5
-
-    def ball_with_rind(points: Tensor, directions: Tensor) -> FieldOutput:
-        depth = radius - points.norm(dim=-1, keepdim=True)
-        density = 30 * torch.sigmoid(depth / 0.01) * torch.exp(-depth.clamp_min(0) / 0.1)
-        return FieldOutput(density - 10 * (depth < -0.1), torch.ones_like(points))
-
-    views = make_rays(Camera.on_sphere(torch.pi / 2, torch.pi / 2 + 0.3, 18.0, 2.7), 15, "centers")
-    settings = SETTINGS.replace(near=2.0, far=3.4, samples_coarse=96, samples_fine=96, jitter=False, normals=True)
-    output = render_midpoints(ball_with_rind, views, settings)
-    assert output.normals is not None
-    seen = output.opacity[..., 0] > 0.8
-    points = points_along(views, output.depth / output.opacity.clamp_min(1e-6))[..., 0, :]
-    outward = torch.nn.functional.normalize(points, dim=-1)
-    assert seen.sum() > 20
-    assert ((output.normals * outward).sum(-1)[seen] > 0.9).all()
-    assert not output.normals[output.opacity[..., 0] < 0.4].any()
