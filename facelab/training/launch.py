@@ -16,7 +16,8 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -125,14 +126,48 @@ def _spawn(worker: Worker, args: Sequence[Any], kind: str, count: int) -> int:
     with tempfile.TemporaryDirectory(prefix="facelab-") as folder:
         common = (count, kind, folder, os.getpid(), worker, tuple(args))
         children = [context.Process(target=_child, args=(rank, *common)) for rank in range(count)]
-        with _forward_signals(children):
-            for child in children:
-                child.start()
-            codes = _wait(children)
-        failures = _failures(codes, Path(folder))
+        with _forward_signals(children, Path(folder)) as stop:
+            with _ignored_interrupts():
+                for child in children:
+                    if not stop.early:
+                        child.start()
+            started = [child for child in children if child.pid is not None]
+            if stop.early:  # perhaps while one of them was being started
+                for child in started:
+                    child.kill()
+            codes = _wait(started)
+        if stop.early:
+            return 128 + stop.number
+        failures = _failures(codes, Path(folder), stop.number)
     if failures:
         raise failures[0]
-    return max(code or 0 for code in codes)
+    return max(_status(code, stop.number) for code in codes)
+
+
+@dataclass
+class _Stop:
+    """What the parent was asked by signals: the latest one, 0 while there was none; early: before all had joined."""
+
+    number: int = 0
+    early: bool = False
+
+
+def _status(code: int | None, asked: int) -> int:
+    """A child's exit status; dying of the signal that all were sent counts as shells count it."""
+    return 128 + asked if asked and code == -asked else code or 0
+
+
+@contextlib.contextmanager
+def _ignored_interrupts() -> Iterator[None]:
+    """Children that start now ignore Ctrl-C until they are in their own process groups, instead of telling of it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _wait(children: list[BaseProcess]) -> list[int | None]:
@@ -152,16 +187,25 @@ def _wait(children: list[BaseProcess]) -> list[int | None]:
     return [None if getattr(child, "late", False) else child.exitcode for child in children]
 
 
-def _failures(codes: list[int | None], folder: Path) -> list[WorkerError]:
-    """One error per failed process: causes before consequences (a lost connection), then by time."""
+def _failures(codes: list[int | None], folder: Path, asked: int = 0) -> list[WorkerError]:
+    """One error per failed process: causes before consequences (a lost connection), then by time.
+
+    ``asked``: the signal that all were sent, if there was one; of a process that it ended nobody needs to hear, nor of
+    the connections that others lost by that.
+    """
     found: list[tuple[bool, float, WorkerError]] = []
+    ended = bool(asked) and any(_status(code, asked) == 128 + asked for code in codes)
     for rank, code in enumerate(codes):
         where = f"process {rank} of {len(codes)}"
         file = folder / f"error_{rank}.json"
         if file.exists():
             report = json.loads(file.read_text())
+            if ended and report["secondary"]:
+                continue
             text = report["text"] if report["user"] else f"{where} failed: {report['text']}"
             found.append((report["secondary"], report["time"], WorkerError(text, report["trace"])))
+        elif _status(code, asked) == 128 + asked:
+            continue
         elif code is not None and code < 0:
             name = signal.Signals(-code).name
             text = f"{where} was killed by {name}; the run goes on from its last checkpoint with --resume auto"
@@ -172,24 +216,35 @@ def _failures(codes: list[int | None], folder: Path) -> list[WorkerError]:
 
 
 @contextlib.contextmanager
-def _forward_signals(children: list[BaseProcess]):
-    """Pass SIGINT and SIGTERM on to the children, which decide; they sit in process groups of their own."""
+def _forward_signals(children: list[BaseProcess], folder: Path) -> Iterator[_Stop]:
+    """Pass SIGINT and SIGTERM on to the children, which decide; they sit in process groups of their own.
+
+    Before all have joined there is nothing to decide or save: they are ended.
+    """
+    stop = _Stop()
 
     def forward(number: int, frame: Any) -> None:
+        stop.number = number
+        stop.early = stop.early or not all(_joined(folder, rank).exists() for rank in range(len(children)))
         for child in children:
             if child.pid is not None and child.exitcode is None:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(child.pid, number)
+                    os.kill(child.pid, signal.SIGKILL if stop.early else number)
 
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield stop
         return
     before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _joined(folder: Path, rank: int) -> Path:
+    """The file that says that a process has joined the run."""
+    return folder / f"joined_{rank}"
 
 
 def _child(rank: int, world: int, kind: str, folder: str, parent: int, worker: Worker, args: tuple) -> None:
@@ -201,6 +256,8 @@ def _child(rank: int, world: int, kind: str, folder: str, parent: int, worker: W
     code = 1
     try:
         distributed = join(rank, world, rank, kind, (Path(folder) / "rendezvous").as_uri())
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored until now, see _ignored_interrupts
+        _joined(Path(folder), rank).touch()
         code = worker(distributed, *args) or 0
     except KeyboardInterrupt:
         code = 130

@@ -4,6 +4,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +18,7 @@ from facelab.checkpoints.format import load_checkpoint
 from facelab.errors import UserError
 from facelab.training import launch as launching
 from facelab.training.launch import WorkerError, launch, plan
+from tests.conftest import CHECKOUT
 from tests.training.training_doubles import METHODS, PoisonedOnOneRank, config, fail_on, run, train_several
 
 
@@ -61,6 +67,62 @@ def test_a_failing_process_is_one_line(how: str, message: str) -> None:
         launch(fail_on, (1, how), device="cpu", processes=2)
     assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
     assert ("Traceback" in caught.value.trace) == (how != "kill")
+
+
+SLOWLY_IMPORTED = """
+import os, sys, time
+from pathlib import Path
+if __name__ == "__mp_main__":
+    Path(sys.argv[1], f"importing_{os.getpid()}").touch()
+    time.sleep(60)
+from facelab.training.launch import launch
+def worker(distributed): return 0
+if __name__ == "__main__":
+    sys.exit(launch(worker, device="cpu", processes=2))
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_processes_import_ends_quietly(number: int, code: int, tmp_path: Path) -> None:
+    """The whole foreground group gets it, as from a terminal."""
+    script = tmp_path / "slowly.py"
+    script.write_text(SLOWLY_IMPORTED)
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a background job ignores it
+    )
+    end = time.monotonic() + 60
+    while len(list(tmp_path.glob("importing_*"))) < 2 and time.monotonic() < end:
+        time.sleep(0.05)
+    asked = time.monotonic()
+    os.killpg(process.pid, number)
+    said, _ = process.communicate(timeout=30)
+    assert (process.returncode, said) == (code, "") and time.monotonic() - asked < 20
+    children = [int(path.name.partition("_")[2]) for path in tmp_path.glob("importing_*")]
+    assert len(children) == 2 and not any(Path(f"/proc/{child}").exists() for child in children)
+
+
+def test_processes_that_a_signal_ended_are_no_failures(tmp_path: Path) -> None:
+    """Nor are those that lost their connection by that; without the signal both are."""
+    report = {
+        "text": "RuntimeError: Connection closed by peer",
+        "user": False,
+        "secondary": True,
+        "time": 1.0,
+        "trace": "",
+    }
+    (tmp_path / "error_1.json").write_text(json.dumps(report))
+    assert launching._failures([-15, 1], tmp_path, 15) == [] and launching._status(-15, 15) == 143
+    assert [str(error)[:34] for error in launching._failures([-15, 1], tmp_path)] == [
+        "process 0 of 2 was killed by SIGTE",
+        "process 1 of 2 failed: RuntimeErro",
+    ]
+    assert len(launching._failures([0, 1], tmp_path, 15)) == 1
 
 
 @pytest.mark.parametrize(
