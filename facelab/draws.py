@@ -72,6 +72,13 @@ class Draws:
         """
         return map_tensors(lambda tensor: moved(tensor, device), make(self))
 
+    def unrepeatable(self, why: str) -> None:
+        """Say that the caller uses what was drawn in a way that no playback can repeat.
+
+        Where a step is recorded (:mod:`facelab.recording`) it then runs without a graph, and the line that tells of it
+        ends in ``it <why>``; elsewhere nothing happens.
+        """
+
     def generator(self, name: str, device: torch.device | str = "cpu") -> torch.Generator:
         """A fresh ``torch.Generator`` for this place and name."""
         key = f"{self.seed}/{self.step}/{self.phase}/{self.chunk}/{name}".encode()

@@ -221,6 +221,9 @@ class RecordingDraws(Draws):
         self.tape.problem(f"asks for the generator {name!r}; use draws.normal, draws.uniform or draws.host")
         return self._real().generator(name, device)
 
+    def unrepeatable(self, why: str) -> None:
+        self.tape.problem(why)
+
 
 # ---------------------------------------------------------------- the runs
 
@@ -256,6 +259,7 @@ class Recorder:
         self._capture, self._say = capture, say
         self._entries: dict[Hashable, list[Entry]] = {}
         self._refused: set[Hashable] = set()
+        self._told: set[str] = set()
         self._pool: Any = None
         self.played = 0  # runs so far
 
@@ -354,7 +358,10 @@ class Recorder:
         self._refused.add(key)
         self._entries.pop(key, None)
         name = key[0] if isinstance(key, tuple) else key
-        self._say(f"{self.kind} {name} runs without a CUDA graph: it {problem}")
+        line = f"{self.kind} {name} runs without a CUDA graph: it {problem}"
+        if line not in self._told:  # other chunks of a phase have the same problem
+            self._told.add(line)
+            self._say(line)
 
 
 @functools.lru_cache

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from cuda_ops import downsample2d, grid_sample_2d, setup_filter, upsample2d
 from facelab.draws import Draws
+from facelab.tensors import constant
 
 SYM6 = (
     0.0108923493, 0.002468305873, -0.08343160152, -0.03416156024, 0.3472289443, 0.5569463968,
@@ -171,6 +172,8 @@ class AugmentPipe(nn.Module):
         with torch.autocast(device.type, enabled=False):
             images = images.float()
             if any(getattr(c, name) for name in GEOMETRIC):
+                if draws is not None:
+                    draws.unrepeatable("augments pictures, whose margins depend on random numbers")
                 images = self._warp(images, self._geometry(numbers, count, images.shape[2:]))
             if any(getattr(c, name) for name in COLOURS):
                 images = recolour(images, self._colour(numbers, count, images.shape[1]))
@@ -196,7 +199,7 @@ class AugmentPipe(nn.Module):
     def _geometry(self, numbers: Numbers, count: int, size: torch.Size) -> Tensor:
         """(N, 3, 3): output pixel -> input pixel, origin in the middle, x right, y down."""
         height, width = size
-        side = torch.tensor([width, height], device=self.p.device)
+        side = constant([width, height], self.p.device)
         c, m = self.config, torch.eye(3, device=self.p.device).repeat(count, 1, 1)
         if c.xflip:
             i = self._choose(numbers, "xflip", c.xflip, torch.floor(numbers.uniform("xflip")[:, 0] * 2), 0.0)
@@ -255,7 +258,7 @@ class AugmentPipe(nn.Module):
         c, device = self.config, self.p.device
         identity = torch.eye(4, device=device)
         m = identity.repeat(count, 1, 1)
-        luma = torch.tensor([1.0, 1.0, 1.0, 0.0], device=device) / math.sqrt(3)
+        luma = constant([1.0, 1.0, 1.0, 0.0], device) / math.sqrt(3)
         onto = torch.outer(luma, luma)
         if c.brightness:
             b = self._choose(numbers, "brightness", c.brightness, 0.2 * numbers.normal("brightness")[:, 0], 0.0)
@@ -282,7 +285,7 @@ class AugmentPipe(nn.Module):
     def _filter(self, images: Tensor, numbers: Numbers) -> Tensor:
         """Gains of the frequency bands, normalised to keep the power of a natural image."""
         count, channels, height, width = images.shape
-        power = torch.tensor(BAND_POWER, device=images.device)
+        power = constant(BAND_POWER, images.device)
         amplitude = self._choose(
             numbers, "imgfilter", self.config.imgfilter, torch.exp2(numbers.normal("imgfilter")), 1.0
         )
@@ -345,7 +348,7 @@ def rotate2d(angle: Tensor) -> Tensor:
 def turn_about_luma(angle: Tensor) -> Tensor:
     """(N,) radians -> (N, 4, 4): right-handed rotation about (1, 1, 1) (Rodrigues' formula)."""
     v = 1 / math.sqrt(3)
-    cross = torch.tensor([[0, -v, v], [v, 0, -v], [-v, v, 0]], device=angle.device, dtype=angle.dtype)
+    cross = constant([[0, -v, v], [v, 0, -v], [-v, v, 0]], angle.device, angle.dtype)
     eye = torch.eye(3, device=angle.device, dtype=angle.dtype)
     cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
     m = torch.eye(4, device=angle.device, dtype=angle.dtype).repeat(len(angle), 1, 1)

@@ -13,6 +13,7 @@ from facelab import recording
 from facelab.config import load_staged, resolve_curriculum
 from facelab.draws import Draws
 from facelab.methods import load_config_type, load_method
+from facelab.nn.augment import GEOMETRIC
 from facelab.recording import Ungraphable, copy_tensors
 from facelab.training import graphs
 from facelab.training.distributed import Distributed
@@ -28,6 +29,11 @@ RUNS = {
         "eg3d",
         "debug",
         ("discriminator.label_noise=0.3", "loss.style_mixing=0.9", "conditioning.swap=0.5", "loss.blur_fade_kimg=0"),
+    ),
+    "eg3d with colours": (
+        "eg3d",
+        "debug",
+        ("augment.mode=fixed", "augment.p=0.9", *(f"augment.strengths.{name}=0" for name in GEOMETRIC)),
     ),
     "stylesdf": ("stylesdf", "debug", ()),
     "stylesdf full": ("stylesdf", "debug_full", ()),
@@ -71,6 +77,28 @@ def test_a_run_is_the_same_played_back(
     said = capfd.readouterr()
     assert "without a CUDA graph" not in said.out + said.err
     assert played._graphs is not None and played._graphs.played > 0
+    for model in plain.models:
+        for key, value in plain.models[model].state_dict().items():
+            assert torch.equal(value, played.models[model].state_dict()[key]), f"{model}.{key}"
+
+
+def test_a_phase_that_warps_pictures_runs_without_a_graph(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The margins of augmented pictures are numbers of Python's: one line for each phase says so, others are played."""
+    monkeypatch.setattr(recording, "WARM", 1)
+    ada = ("augment.mode=ada", "augment.interval=2", "augment.kimg=0.1", "augment.target=-2", "loss.r1_every=2")
+    ada += ("loss.density_every=1",)
+    monkeypatch.setitem(RUNS, "ada", ("eg3d", "debug", (*ada, "train.batch_size=8", "train.batch_chunk=4")))
+    plain = trained("ada", tmp_path / "plain", False, 4)
+    played = trained("ada", tmp_path / "played", True, 4)
+    said = capfd.readouterr()
+    lines = [line for line in (said.out + said.err).splitlines() if "without a CUDA graph" in line]
+    phases = [line.split("phase ")[1].split()[0] for line in lines]
+    assert sorted(phases) == ["d_main", "d_reg", "g_main"]
+    assert all("without a CUDA graph: it augments pictures" in line for line in lines)
+    assert played._graphs is not None and played._graphs.played > 0
+    assert float(played.models["augment"].p) > 0
     for model in plain.models:
         for key, value in plain.models[model].state_dict().items():
             assert torch.equal(value, played.models[model].state_dict()[key]), f"{model}.{key}"
