@@ -24,6 +24,7 @@ from facelab.cli.facednerf_options import (
 from facelab.cli.photo_input import PATH, PHOTO_SOURCES
 
 if TYPE_CHECKING:
+    from facelab.api import FaceModel
     from facelab.cli.facednerf_run import Run
 
 LAMP_SIDE = 512  # pixels of the photo of --light-of
@@ -136,7 +137,7 @@ def generate_facednerf(model: Path, seeds: list[int], from_average: bool, **opti
     resume, task = options.pop("resume"), {"from_average": from_average}
     names = [f"{slug(options)}-{seed}" for seed in seeds]
     runs.usable_sessions([options["out"] / name for name in names], resume)  # before anything large is read
-    run = _prepare("generate_facednerf", model, "generate", options, task, _portrait_as_it_is, photo=False)
+    run = _prepare("generate_facednerf", model, "generate", options, task, _portrait_as_it_is)
     jobs = runs.open_seeds(run, seeds, names, resume)
     for job in jobs:
         if job.done:
@@ -171,6 +172,12 @@ def _on_photos(command: str, model: Path, given: Sequence[Path], preset: str, op
     device = pick_device(options["device"])
     detector, estimator = lazy_detector(sources, device), lazy_cameras(sources, device)
 
+    def take(photo: Path, choices: PortraitChoices) -> Portrait:
+        taken = take_portrait(photo, choices, detector, cameras[photo], estimator)
+        beside = camera is None and cameras[photo] is not None
+        note = "note: its camera lies beside it, so it counts as a crop; --camera face finds both anew"
+        return dataclasses.replace(taken, notes=(note, *taken.notes)) if beside else taken
+
     def lamp(path: Path) -> tuple[Any, Any]:
         seen_as = PortraitChoices(LAMP_SIDE, aligned=aligned, force=True)
         taken = take_portrait(path, seen_as, detector, camera_of(None, path, [path]), estimator)
@@ -178,19 +185,18 @@ def _on_photos(command: str, model: Path, given: Sequence[Path], preset: str, op
 
     ending = slug(options)
     names = [f"{photo.stem}-{ending}" if ending else photo.stem for photo in photos]
-    runs.usable_sessions([options["out"] / name for name in names], resume)  # before anything large is read
-    run = _prepare(command, model, preset, options, {}, lamp)
+    folders = [options["out"] / name for name in names]
+    begun = runs.usable_sessions(folders, resume)  # before anything large is read
+    portraits: dict[Path, Portrait] = {}
+
+    def look(model: FaceModel, side: int) -> None:
+        choices = PortraitChoices(side, model.view.radius, model.view.pivot, aligned, face, force)
+        new = [photo for photo, folder in zip(photos, folders, strict=True) if folder not in begun]
+        portraits.update({photo: take(photo, choices) for photo in new})
+
+    run = _prepare(command, model, preset, options, {}, lamp, look)
     starts = {photo: runs.read_start(run, path) for photo, path in latents.items() if path is not None}
-    view = run.face.view
-    choices = PortraitChoices(run.side, view.radius, view.pivot, aligned, face, force)
-
-    def take(photo: Path) -> Portrait:
-        taken = take_portrait(photo, choices, detector, cameras[photo], estimator)
-        beside = camera is None and cameras[photo] is not None
-        note = "note: its camera lies beside it, so it counts as a crop; --camera face finds both anew"
-        return dataclasses.replace(taken, notes=(note, *taken.notes)) if beside else taken
-
-    jobs = runs.open_photos(run, photos, names, take, resume, starts)
+    jobs = runs.open_photos(run, photos, names, portraits.__getitem__, resume, starts)
     for job in jobs:
         if job.done:
             click.echo(f"{told(job)} (done before)")
@@ -210,13 +216,14 @@ def _prepare(
     options: dict[str, Any],
     task: dict[str, Any],
     take: Callable[[Path], tuple[Any, Any]],
-    photo: bool = True,
+    look: Callable[[FaceModel, int], None] | None = None,
 ) -> Run:
-    """Everything but the photos.
+    """A model, what is wanted of it, and the judges.
 
     Args:
         take: gives the picture and the camera label (or None) of ``--light-of``.
-        photo: whether there are any.
+        look: takes in the photos for a model and its pixels a side, before the judges' files are asked for; None: there
+            are no photos.
 
     Raises:
         UserError: for what cannot be, before anything is computed.
@@ -239,14 +246,20 @@ def _prepare(
     if device == "cpu" and not options.get("diffusion_device") and "diffusion_precision" in options:
         options["diffusion_precision"] = options["diffusion_precision"] or "fp32"
     config = settings_of(options, preset)
-    light, wanted, told = _wanted_light(options, config, take)
-    told |= {**task, "prompt": prompt, "negative": options.get("negative")}
-    goal = light_goal(light if light in PRESETS else wanted, config)
+    light, wanted, lamp = _wanted_light(options, take)
     face = open_model(model, device, options.pop("weights"))
-    generator = Model.of(face).generator
-    tunable(generator, tuned_parts(generator, config.tune.parts))  # a misspelt part is said before anything is computed
-    judges = nets.make_judges(options, config, device, photo, wanted is not None)
-    nets.require_aim(judges.config, photo)
+    made = Model.of(face)
+    tunable(made.generator, tuned_parts(made.generator, config.tune.parts))  # a misspelt part is said at once
+    if look is not None:
+        look(face, made.picture_side(made.settings(config)))
+    told = {**task, "prompt": prompt, "negative": options.get("negative"), "light": light}
+    if lamp is not None:
+        told["light_of"], seen = lamp
+        wanted = nets.light_in_picture(*seen, options["light_network"], config.light_norm)
+    told["light_numbers"] = None if wanted is None else [round(float(v), 6) for v in wanted]
+    goal = light_goal(light if light in PRESETS else wanted, config)
+    judges = nets.make_judges(options, config, device, look is not None, wanted is not None)
+    nets.require_aim(judges.config, look is not None)
     for note in judges.notes:
         click.echo(note, err=True)
     where = str(model.resolve() if model.exists() else model)
@@ -255,21 +268,17 @@ def _prepare(
 
 
 def _wanted_light(
-    options: dict[str, Any], config: Any, take: Callable[[Path], tuple[Any, Any]]
-) -> tuple[str | None, Any, dict[str, Any]]:
-    """Text of ``--light``, the (9,) world light of it or of ``--light-of`` (or None), and both in words."""
-    from facelab.cli.facednerf_nets import light_in_picture
+    options: dict[str, Any], take: Callable[[Path], tuple[Any, Any]]
+) -> tuple[str | None, Any, tuple[str, tuple[Any, Any]] | None]:
+    """Text of ``--light`` and its (9,) world light, or None; path, picture and camera of ``--light-of``, or None."""
     from facelab.errors import UserError
     from facelab.lighting import light_from_text
 
     light, light_of = options.pop("light", None), options.pop("light_of", None)
     if light is not None and light_of is not None:
         raise UserError("--light and --light-of are two lights, expected one of them; drop one")
-    wanted = None if light is None else light_from_text(light)
-    if light_of is not None:
-        wanted = light_in_picture(*take(light_of), options["light_network"], config.light_norm)
-    told = {"light": light, "light_of": None if light_of is None else str(light_of.resolve())}
-    return light, wanted, {**told, "light_numbers": None if wanted is None else [round(float(v), 6) for v in wanted]}
+    lamp = None if light_of is None else (str(light_of.resolve()), take(light_of))
+    return light, None if light is None else light_from_text(light), lamp
 
 
 def start_of(given: Path | None, photo: Path) -> Path | None:

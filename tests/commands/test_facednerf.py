@@ -422,6 +422,20 @@ def test_bad_input(model: Path, tmp_path: Path) -> None:
         assert not (tmp_path / "out").exists(), expected
 
 
+@pytest.mark.parametrize("light", [("--light", "right"), ("--light-of", "lamp")])
+def test_a_photo_that_cannot_be_read_is_said_before_missing_weights(
+    model: Path, tmp_path: Path, light: tuple[str, str]
+) -> None:
+    photo = crop(tmp_path)
+    (tmp_path / "lamp").mkdir()
+    lit = (light[0], crop(tmp_path / "lamp") if light[1] == "lamp" else light[1], "--light-weight", 1)
+    missing = ("--light-network", tmp_path / "no.t7", "--out", tmp_path / "out")
+    assert "no.t7" in refused("relight_facednerf", model, photo, *SHORT, *lit, *missing)
+    photo.write_bytes(photo.read_bytes()[:300])
+    assert "me.png" in refused("relight_facednerf", model, photo, *SHORT, *lit, *missing)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_photo_in_the_wild(model: Path, tmp_path: Path) -> None:
     """Through the photo doctor, with points from a file; the crop is the one that ships with its camera."""
     data = pytest.importorskip("skimage.data")
