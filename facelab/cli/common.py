@@ -7,6 +7,7 @@ import contextlib
 import functools
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ import click
 from facelab.errors import Interrupted, UserError
 
 Command = Callable[..., Any]
+LAST_SEED = 2**63 - 1  # what random generators take
+MOST_SEEDS = 1_000_000  # of one range
 
 
 class OneLineCommand(click.Command):
@@ -36,7 +39,7 @@ class OneLineCommand(click.Command):
         }
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
-        with one_line_usage(self.instead):
+        with one_line_usage(self.instead, any(parameter.name == "seeds" for parameter in self.params)):
             return super().make_context(*args, **kwargs)
 
 
@@ -51,10 +54,11 @@ class OneLineGroup(OneLineCommand, click.Group):
 
 
 @contextlib.contextmanager
-def one_line_usage(instead: Mapping[str, str] | None = None) -> Iterator[None]:
+def one_line_usage(instead: Mapping[str, str] | None = None, seeds: bool = False) -> Iterator[None]:
     """Print click's complaint about the command line as ``error: ...`` and leave with status 2.
 
-    ``instead``: what to say of flags that an original program has and this one has not.
+    ``instead``: what to say of flags that an original program has and this one has not; ``seeds``: whether there is
+    ``--seeds``, which the originals take with blanks between them.
     """
     try:
         yield
@@ -68,7 +72,10 @@ def one_line_usage(instead: Mapping[str, str] | None = None) -> Iterator[None]:
     except click.UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # a group without a subcommand shows its help
             raise
-        click.echo(f"error: {' '.join(error.format_message().split()).rstrip('.')}; see --help", err=True)
+        message = " ".join(error.format_message().split()).rstrip(".")
+        if seeds and re.fullmatch(r"Got unexpected extra arguments? \([-\d ]+\)", message):
+            message += ": several seeds are written with commas, --seeds 0,1,2"
+        click.echo(f"error: {message}; see --help", err=True)
         raise click.exceptions.Exit(2) from error
 
 
@@ -200,11 +207,16 @@ def parse_seeds(text: str) -> list[int]:
             if not part:
                 continue
             first, dash, last = part.partition("-")
-            seeds.extend(range(int(first), int(last) + 1) if dash else [int(first)])
+            low, high = int(first), int(last if dash else first)
+            if high > LAST_SEED or high - low >= MOST_SEEDS:
+                raise ValueError
+            seeds.extend(range(low, high + 1))
     except ValueError:
         seeds = []
     if not seeds:
-        raise click.BadParameter(f"expected numbers and ranges such as 0,3,8-11, got {text!r}")
+        raise click.BadParameter(
+            f"expected numbers and ranges such as 0,3,8-11, below 2^63 and up to {MOST_SEEDS} in a range, got {text!r}"
+        )
     return seeds
 
 

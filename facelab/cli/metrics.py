@@ -30,11 +30,19 @@ ORIGINAL_METRICS = {  # of EG3D's original -> what it is here
     "pr50k3_full": "precision_recall with --num-images 50000",
     "pr50k3": "precision_recall with --num-images 50000",
 }
-INSTEAD = {  # its flags that are not here
+INSTEAD = {  # flags of the originals that are not here: EG3D's, then pi-GAN's and FENeRF's
     "--network": "MODEL is the first argument, without a flag",
     "--mirror": "nothing, real pictures are never mirrored; leave it out",
     "--gpus": "--device; one GPU measures",
     "--verbose": "nothing; leave it out",
+    "--dataset": "--data PATH",
+    "--img_size": "--image-size",
+    "--num_imgs": "--num-images",
+    "--num_images": "--num-images",
+    "--max_batch_size": "nothing, rendering goes in pieces that fit; leave it out",
+    "--curriculum": "nothing, the configuration comes with the model; leave it out",
+    "--real_image_dir": "--data PATH",
+    "--generated_dir": "nothing, pictures are made in memory (scripts/render_images.py writes some); leave it out",
 }
 
 

@@ -41,8 +41,16 @@ LAYERS = (
     "image, raw (before super-resolution), mask, blend, depth, normals, shape (shaded mesh, cut out of the density)"
 )
 
-# flags of EG3D's programs that are not here -> what to do
+# flags of the originals' programs that are not here -> what to do: EG3D's, then pi-GAN's and FENeRF's
 OF_BOTH = {
+    "--output_dir": "--out",
+    "--max_batch_size": "--max-points",
+    "--lock_view_dependence": "--lock-view-dependence",
+    "--image_size": "--image-size",
+    "--ray_step_multiplier": "--ray-step-multiplier",
+    "--curriculum": "nothing, the configuration comes with the model; leave it out",
+    "--latent_path": "--latents",
+    "--seed": "--seeds",
     "--network": "MODEL is the first argument, without a flag",
     "--outdir": "--out",
     "--trunc": "--psi",
@@ -55,6 +63,8 @@ OF_SAMPLES = OF_BOTH | {
     "--shapes": "scripts/extract_mesh.py with the same seeds",
     "--shape-res": "--voxel-resolution of scripts/extract_mesh.py",
     "--shape-format": "--format of scripts/extract_mesh.py",
+    "--cube_size": "--cube-size",
+    "--voxel_resolution": "--voxel-resolution",
 }
 OF_VIDEOS = OF_BOTH | {
     "--num-keyframes": "nothing, it is the number of seeds divided by the cells of --grid; leave it out",
@@ -64,6 +74,15 @@ OF_VIDEOS = OF_BOTH | {
     "--cfg": "nothing, a model knows its cameras; leave it out",
     "--sample_mult": "--ray-step-multiplier",
     "--nrr": "--image-size",
+    "--interpolation_type": "nothing, a model knows how many codes it has; leave it out",
+    "--latent_type": "--latent-type",
+    "--num_frames": "--num-frames",
+    "--fill_color": "--fill-color",
+    "--save_with_video": "nothing, a video is always written (--frames writes its pictures too); leave it out",
+    "--save_with_latent": "--save-latents",
+    "--depth_map": "--layers depth",
+    "--batch_size": "nothing, it had no effect; leave it out",
+    "--seed_mode": "nothing, it had no effect; leave it out",
 }
 PAIR_FRAMES = 36  # of render_video, from seed to seed
 

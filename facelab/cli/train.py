@@ -34,8 +34,13 @@ class Job:
 
 
 def train_command(method: str, default_curriculum: str) -> click.Command:
-    """The click command that trains a method; its package may add flags (``original_flags`` of ``options.py``)."""
+    """The click command that trains a method.
+
+    ``options.py`` of its package may add flags (``original_flags`` with ``take_overrides``) and answer those of the
+    original that are not here (``INSTEAD``).
+    """
     flags = own_flags(method)
+    add_flags = getattr(flags, "original_flags", None)
 
     @click.command(f"train_{method}", cls=OneLineCommand, instead=getattr(flags, "INSTEAD", None))
     @click.option(
@@ -76,10 +81,10 @@ def train_command(method: str, default_curriculum: str) -> click.Command:
     @click.option(
         "--dry-run", is_flag=True, help="Check configuration and data, print the resolved configuration, do not train."
     )
-    @(flags.original_flags if flags else lambda function: function)
+    @(add_flags or (lambda function: function))
     @friendly
     def command(**options: Any) -> None:
-        if flags:
+        if add_flags:
             options["overrides"] = (*flags.take_overrides(options), *options["overrides"])
         raise SystemExit(run(method, **options))
 
@@ -255,6 +260,8 @@ def check(method: Any, staged: Any, processes: int) -> None:
                 method.discriminator_config(config, judge.channels).start(config.render.resolution)
             except ValueError as error:
                 raise UserError(f"render.resolution: {error}") from error
+        if chunk := getattr(config.discriminator, "chunk", None):
+            check_shares(global_batch(config.train, processes), chunk, processes, "discriminator.chunk")
         method.generator_config(config)
         try:
             method.inference_settings(config)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from facelab.deviations import Deviation
+from facelab.ranges import check_ranges
 from facelab.training import config as training
 from facelab.training.config import CheckpointConfig, TrainConfig
 
@@ -26,7 +27,16 @@ class ModelConfig:
     grid_size: list[int] | None = None  # cells of the latent grid along z, y, x; None = the variant's
     latent_dim: int = 256  # width of each latent code
     mapping_hidden: int = 256
-    mapping_linears: int = 4
+    mapping_linears: int = 4  # one for the output, at least one before it
+
+    def __post_init__(self) -> None:
+        check_ranges("model", self, counts=("hidden", "grid_size", "latent_dim", "mapping_hidden"))
+        if self.mapping_linears < 2:
+            raise ValueError(f"model.mapping_linears must be at least 2, got {self.mapping_linears}")
+        if self.grid_size is not None and len(self.grid_size) != 3:
+            raise ValueError(
+                f"model.grid_size must be three counts (z, y, x), such as [16,16,16], got {self.grid_size}"
+            )
 
 
 @dataclass(frozen=True)
@@ -37,6 +47,11 @@ class DiscriminatorConfig:
     channels: list[int] | None = None  # channels after fromRGB and each block; None = the named architecture's
     channels_last: bool = False  # memory layout; changes speed, not results
     chunk: int | None = None  # samples per pass of a discriminator's phase; null = train.batch_chunk
+
+    def __post_init__(self) -> None:
+        check_ranges("discriminator", self, counts=("channels", "chunk"))
+        if self.channels is not None and len(self.channels) < 2:
+            raise ValueError(f"discriminator.channels must be two counts or more, or null, got {self.channels}")
 
 
 @dataclass(frozen=True)
@@ -49,6 +64,9 @@ class DataConfig:
     background_mask: bool = True  # blacken the background (data sets with masks)
     cache: str = "auto"  # none, memory, auto, or a folder for memory-mapped arrays
     heads: int = 20_000  # synthetic heads when path is empty
+
+    def __post_init__(self) -> None:
+        check_ranges("data", self, counts=("heads",), positive=("crop",), shares=("crop",))
 
 
 @dataclass(frozen=True)
@@ -63,6 +81,11 @@ class CameraConfig:
     pitch_mean: float = math.pi / 2
     pitch_std: float = 0.155
     fov: float = 12.0
+
+    def __post_init__(self) -> None:
+        check_ranges("camera", self, positive=("fov",), not_negative=("yaw_std", "pitch_std"))
+        if self.fov >= 180:
+            raise ValueError(f"camera.fov must be below 180 degrees, got {self.fov}")
 
     def cameras(self, pitch: Angles, yaw: Angles, fov: Tensor | float | None = None) -> Camera:
         """Cameras as :meth:`Camera.on_sphere` places them; ``fov`` in degrees, None = the configured one."""
@@ -89,6 +112,15 @@ class RenderConfig:
     max_points: int = 2_400_000  # field evaluations at a time without gradient
     recompute: bool = False  # keep no activations for the backward
 
+    def __post_init__(self) -> None:
+        check_ranges(
+            "render", self, counts=("resolution", "max_points"), positive=("near",), not_negative=("noise_steps",)
+        )
+        if self.samples < 3:
+            raise ValueError(f"render.samples must be at least 3, got {self.samples}")
+        if self.far <= self.near:
+            raise ValueError(f"render.far must be beyond render.near, got near={self.near}, far={self.far}")
+
 
 @dataclass(frozen=True)
 class LossConfig:
@@ -102,6 +134,16 @@ class LossConfig:
     topk_floor: float = 0.6  # least share of fakes that train the generator
     fade_steps: int = 10_000  # steps of fading in after each change of resolution
 
+    def __post_init__(self) -> None:
+        check_ranges(
+            "loss",
+            self,
+            counts=("topk_interval",),
+            not_negative=("r1", "latent", "pose", "real_pose", "fade_steps"),
+            positive=("topk_floor",),
+            shares=("topk_floor",),
+        )
+
 
 @dataclass(frozen=True)
 class OptimConfig:
@@ -113,11 +155,7 @@ class OptimConfig:
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if name == "betas" and not all(0 <= beta < 1 for beta in value):
-                raise ValueError(f"optim.betas must lie in [0, 1), got {value}")
-            if name != "betas" and value < 0:
-                raise ValueError(f"optim.{name} must not be negative, got {value}")
+        check_ranges("optim", self, not_negative=(name for name in vars(self) if name != "betas"), decays=("betas",))
 
 
 @dataclass(frozen=True)
@@ -127,6 +165,9 @@ class EmaConfig:
     decay: float = 0.999  # `ema`, the one that inference uses
     slow_decay: float = 0.9999  # `ema_slow`
 
+    def __post_init__(self) -> None:
+        check_ranges("ema", self, decays=("decay", "slow_decay"))
+
 
 @dataclass(frozen=True)
 class LogConfig(training.LogConfig):
@@ -134,6 +175,10 @@ class LogConfig(training.LogConfig):
 
     sample_heads: int = 25  # heads per grid
     sample_size: int | None = None  # pixels; null = as trained
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ranges("log", self, counts=("sample_heads", "sample_size"))
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Literal
 
 from facelab.bases.pigan import config as pigan
 from facelab.deviations import Deviation
+from facelab.ranges import check_ranges
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,10 @@ class LossConfig(pigan.LossConfig):
     semantic: float = 0.1  # weight of the semantic discriminator in the generator's loss
     opacity: float = 0.0  # rays stop as much as their labels add up to (ours; the original has no such term)
     opacity_steps: int = 2000  # over which that weight grows from 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ranges("loss", self, not_negative=("semantic", "opacity", "opacity_steps"))
 
 
 @dataclass(frozen=True)
