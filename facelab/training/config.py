@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from facelab.errors import UserError
+from facelab.ranges import check_ranges
 
 RUN_CONSTANTS = (
     "seed",
@@ -62,13 +63,12 @@ class TrainConfig:
     compile: bool = False  # methods compile the parts that are differentiated once
 
     def __post_init__(self) -> None:
-        for name in ("max_steps", "batch_per_gpu", "batch_chunk", "nan_limit"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"train.{name} must be at least 1, got {getattr(self, name)}")
+        check_ranges(
+            "train", self, counts=("max_steps", "batch_per_gpu", "batch_size", "batch_chunk", "nan_limit"),
+            positive=("grad_clip",), not_negative=("workers",),
+        )  # fmt: skip
         if not 0 < self.loss_scale < 2**24:
             raise ValueError(f"train.loss_scale must lie above 0 and below 2^24, got {self.loss_scale}")
-        if self.grad_clip is not None and self.grad_clip <= 0:
-            raise ValueError(f"train.grad_clip must be positive or null, got {self.grad_clip}")
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,7 @@ class CheckpointConfig:
     max_shard_mb: int = 512  # MiB per file of optimiser state
 
     def __post_init__(self) -> None:
-        if self.every < 1 or self.keep_last < 1:
-            raise ValueError(f"checkpoint.every and keep_last must be at least 1, got {self.every}, {self.keep_last}")
+        check_ranges("checkpoint", self, counts=("every", "keep_last", "max_shard_mb"), not_negative=("keep_every",))
 
 
 @dataclass(frozen=True)
@@ -98,8 +97,7 @@ class LogConfig:
     wandb_mode: Literal["online", "offline", "disabled"] = "offline"
 
     def __post_init__(self) -> None:
-        if self.every < 1 or self.samples_every < 0:
-            raise ValueError(f"log.every must be at least 1 and samples_every 0 or more, got {self.every}")
+        check_ranges("log", self, counts=("every",), not_negative=("samples_every",))
 
 
 def check_exact(precision: str, remedy: str) -> None:

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from facelab.bases.stylesdf import training_config as training
 from facelab.bases.stylesdf.data import PicturesConfig
 from facelab.errors import UserError, nearest
+from facelab.ranges import check_ranges
 from facelab.rendering.settings import RenderSettings
 from facelab.training.config import CheckpointConfig
 
@@ -46,9 +46,14 @@ class ModelConfig:
     clamp: float | None = None  # of the decoder's layers; half precision wants one, 256 is usual
 
     def __post_init__(self) -> None:
-        for name in ("latent_dim", "style_dim", "mapping_layers", "width", "layers", "channel_multiplier"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.{name} must be at least 1, got {getattr(self, name)}")
+        check_ranges(
+            "model", self,
+            counts=(
+                "latent_dim", "style_dim", "mapping_layers", "width", "layers", "channel_multiplier", "channel_max",
+                "decoder_mapping_layers",
+            ),
+            positive=("decoder_lr_mul", "clamp"), not_negative=("half_blocks",),
+        )  # fmt: skip
         if self.resolution < 4 or self.resolution & (self.resolution - 1):
             raise ValueError(f"model.resolution must be a power of two from 4 pixels, got {self.resolution}")
 
@@ -64,13 +69,12 @@ class ViewConfig:
     dist_radius: float = 0.12  # half of far - near, scene units
 
     def __post_init__(self) -> None:
+        check_ranges("view", self, not_negative=("azimuth", "elevation"))
         if not 0 < self.fov < 180 or not 0 < self.dist_radius < 1:
             raise ValueError(
                 f"view.fov must lie within 0..180 degrees and dist_radius within 0..1, got {self.fov} and "
                 f"{self.dist_radius}"
             )
-        if min(self.azimuth, self.elevation) < 0 or not all(map(math.isfinite, (self.azimuth, self.elevation))):
-            raise ValueError(f"view: ranges are radians from 0 on, got {self.azimuth} and {self.elevation}")
 
     @property
     def near(self) -> float:
@@ -113,6 +117,12 @@ class RenderConfig:
     max_points: int = 400_000  # field evaluations at a time without gradient
     recompute: bool = False  # keep no activations of the renderer for the backward
     gradient: Literal["layers", "autograd"] = "layers"  # way to the distance's gradient; same numbers
+
+    def __post_init__(self) -> None:
+        check_ranges(
+            "render", self, counts=("resolution", "samples", "shape_resolution", "max_points"),
+            not_negative=("density_noise",),
+        )  # fmt: skip
 
     def settings(
         self, view: ViewConfig, resolution: int | None = None, sample_factor: float = 1.0, *, training: bool = False

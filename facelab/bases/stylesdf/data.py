@@ -16,6 +16,7 @@ from facelab.data.loader import ImageStream
 from facelab.data.samplers import ResumableSampler
 from facelab.data.thumbnails import WithThumbnails, open_pictures, thumbnails_of
 from facelab.errors import UserError
+from facelab.ranges import check_ranges
 from facelab.training.protocol import DataSource
 
 BYTES_PER_PIXEL = 4  # picture and label map of a head in the pool
@@ -34,6 +35,9 @@ class PicturesConfig:
     heads_azimuth_std: float = 0.3  # of their cameras around the frontal view, radians
     heads_elevation_std: float = 0.15
     heads_background: str = "grey"  # black, grey or white: behind them
+
+    def __post_init__(self) -> None:
+        check_ranges("data", self, counts=("heads",), not_negative=("heads_azimuth_std", "heads_elevation_std"))
 
 
 def picture_source(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from facelab.deviations import Deviation
+from facelab.ranges import check_ranges
 from facelab.training import config as training
 
 VOLUME_STEPS, FULL_STEPS = 200_001, 300_000  # of the two stages; the original's --iter counts in the second alone
@@ -26,11 +27,13 @@ class DiscriminatorConfig:
     channels_last: bool = False  # memory layout; changes speed, not results
 
     def __post_init__(self) -> None:
-        if self.group_size < 1 or self.half_blocks < 0:
-            raise ValueError(
-                f"discriminator.group_size must be at least 1 and half_blocks 0 or more, got {self.group_size}, "
-                f"{self.half_blocks}"
-            )
+        check_ranges(
+            "discriminator",
+            self,
+            counts=("group_size", "channel_max"),
+            positive=("clamp",),
+            not_negative=("half_blocks",),
+        )
 
 
 @dataclass(frozen=True)
@@ -52,17 +55,11 @@ class LossConfig:
     mixing: float = 0.9  # probability that a batch has two latents
 
     def __post_init__(self) -> None:
-        for name in ("r1", "view", "eikonal", "surface", "sphere", "sphere_steps", "path"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"loss.{name} must not be negative, got {getattr(self, name)}")
-        for name in ("r1_every", "path_every", "path_shrink"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"loss.{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 <= self.mixing <= 1 or not 0 < self.path_decay <= 1 or not self.surface_sharpness > 0:
-            raise ValueError(
-                "loss.mixing is a probability, path_decay lies in (0, 1] and surface_sharpness above 0, got "
-                f"{self.mixing}, {self.path_decay} and {self.surface_sharpness}"
-            )
+        check_ranges(
+            "loss", self, counts=("r1_every", "path_every", "path_shrink"),
+            positive=("surface_sharpness", "path_decay"), shares=("mixing", "path_decay"),
+            not_negative=("r1", "view", "eikonal", "surface", "sphere", "sphere_steps", "path"),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -74,11 +71,7 @@ class SphereConfig:
     beta: float = 0.1  # first width of the surface, scene units; it is learned
 
     def __post_init__(self) -> None:
-        if self.steps < 0 or self.batch < 1 or not self.beta > 0:
-            raise ValueError(
-                f"sphere.steps must be 0 or more, batch at least 1 and beta above 0, got {self.steps}, {self.batch}, "
-                f"{self.beta}"
-            )
+        check_ranges("sphere", self, counts=("batch",), positive=("beta",), not_negative=("steps",))
 
 
 @dataclass(frozen=True)
@@ -94,10 +87,11 @@ class OptimConfig:
     eps: float = 1e-8
 
     def __post_init__(self) -> None:
-        rates = (self.volume_generator_lr, self.volume_discriminator_lr, self.beta_factor, self.full_lr)
-        betas = (*self.volume_betas, *self.full_betas)
-        if min(rates) < 0 or not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"optim: rates must not be negative and betas lie in [0, 1), got {self}")
+        rates = ("volume_generator_lr", "volume_discriminator_lr", "beta_factor", "full_lr")
+        check_ranges("optim", self, positive=("eps",), not_negative=rates)
+        for name in ("volume_betas", "full_betas"):
+            if not all(0 <= beta < 1 for beta in getattr(self, name)):
+                raise ValueError(f"optim.{name} must be 0 or more and below 1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -135,6 +129,10 @@ class LogConfig(training.LogConfig):
     sample_heads: int = 8  # heads per grid (val_n_sample)
     sample_views: int = 8  # azimuths of each
     sample_truncation: float = 0.7
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ranges("log", self, counts=("sample_views",), not_negative=("sample_heads",))
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from facelab.bases.stylesdf import training_config as training
 from facelab.bases.stylesdf.data import PicturesConfig
 from facelab.deviations import Deviation
+from facelab.ranges import check_ranges
 from facelab.rendering.settings import RenderSettings
 from facelab.training.config import CheckpointConfig
 
@@ -43,6 +44,18 @@ class ModelConfig:
     half_blocks: int = 0  # of its highest resolutions in half precision on a GPU
     clamp: float | None = None  # of its convolutions; half precision wants 256
 
+    def __post_init__(self) -> None:
+        check_ranges(
+            "model", self,
+            counts=(
+                "regions", "depth", "width", "style_dim", "mapping_layers", "transfer_channels", "channel_multiplier",
+                "channel_max",
+            ),
+            positive=("lr_mapping", "clamp"), not_negative=("half_blocks",),
+        )  # fmt: skip
+        if self.resolution < 4 or self.resolution & (self.resolution - 1):
+            raise ValueError(f"model.resolution must be a power of two from 4 pixels, got {self.resolution}")
+
 
 @dataclass(frozen=True)
 class DiscriminatorConfig:
@@ -57,11 +70,10 @@ class DiscriminatorConfig:
     clamp: float | None = None  # second stage: limit of activations; half precision wants one, 256 is usual
 
     def __post_init__(self) -> None:
-        if self.group_size < 1 or self.half_blocks < 0 or (self.chunk is not None and self.chunk < 1):
-            raise ValueError(
-                "discriminator: group_size and chunk must be at least 1 and half_blocks 0 or more, got "
-                f"{self.group_size}, {self.chunk} and {self.half_blocks}"
-            )
+        check_ranges(
+            "discriminator", self, counts=("group_size", "chunk", "channel_multiplier", "channel_max"),
+            positive=("clamp",), not_negative=("half_blocks",),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -75,10 +87,10 @@ class CameraConfig:
     radius: float = 0.12  # dist_radius: near is 1 - radius, far 1 + radius
 
     def __post_init__(self) -> None:
-        if min(self.azimuth, self.elevation) < 0 or not 0 < self.fov < 180 or not 0 < self.radius < 1:
+        check_ranges("camera", self, not_negative=("azimuth", "elevation"))
+        if not 0 < self.fov < 180 or not 0 < self.radius < 1:
             raise ValueError(
-                "camera: azimuth and elevation must not be negative, fov lies in 0..180 degrees and radius in 0..1, "
-                f"got {self.azimuth}, {self.elevation}, {self.fov} and {self.radius}"
+                f"camera.fov must lie within 0..180 degrees and radius within 0..1, got {self.fov} and {self.radius}"
             )
 
     def prior(self) -> SpherePrior:
@@ -108,6 +120,9 @@ class RenderConfig:
     recompute: bool = False  # keep no activations of the field for the backward
     precision: Literal["fp32", "fp16"] = "fp32"  # what the products of the field take; fp16 for tensor cores of a GPU
     fused: bool = False  # compile the passes of the first stage's generator step, for a GPU
+
+    def __post_init__(self) -> None:
+        check_ranges("render", self, counts=("resolution", "samples", "inference_samples", "max_points"))
 
     def settings(
         self, radius: float, resolution: int | None = None, samples: int | None = None, *, training: bool = False
@@ -157,17 +172,11 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         weights = ("view", "eikonal", "surface", "sphere", "semantic", "r1_image", "r1_semantics", "path_weight")
-        for name in (*weights, "sphere_steps"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"loss.{name} must not be negative, got {getattr(self, name)}")
-        if not 0 <= self.mixing <= 1 or not 0 < self.path_decay <= 1 or not self.surface_sharpness > 0:
-            raise ValueError(
-                "loss.mixing is a probability, path_decay lies in (0, 1] and surface_sharpness above 0, got "
-                f"{self.mixing}, {self.path_decay} and {self.surface_sharpness}"
-            )
-        for name in ("r1_every", "path_every", "path_shrink"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"loss.{name} must be at least 1, got {getattr(self, name)}")
+        check_ranges(
+            "loss", self, counts=("r1_every", "path_every", "path_shrink"),
+            positive=("surface_sharpness", "path_decay"), shares=("mixing", "path_decay"),
+            not_negative=(*weights, "sphere_steps"),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -181,8 +190,7 @@ class SphereConfig:
     )
 
     def __post_init__(self) -> None:
-        if self.steps < 0 or not self.beta > 0:
-            raise ValueError(f"sphere.steps must be 0 or more and beta above 0, got {self.steps} and {self.beta}")
+        check_ranges("sphere", self, positive=("beta",), not_negative=("steps",))
 
 
 @dataclass(frozen=True)
