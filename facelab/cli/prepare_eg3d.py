@@ -226,7 +226,12 @@ def check_cameras_of(folder: Path, fast: bool, picture: Path | None, report_file
     from facelab.files import atomic_path
     from facelab.progress import progress_bar
 
-    dataset = _open(folder)
+    try:
+        dataset = _open(folder)
+    except UserError as error:
+        damaged = [line for line in _unreadable(folder) if line != str(error)]
+        click.echo("".join(f"problem: {line}\n" for line in damaged), nl=False)
+        raise
     count = len(dataset.names)
     with progress_bar(total=count, unit="img", desc="looking", leave=False, show=not fast, delay=2.0) as bar:
         report = check_set(dataset, fast, bar.update)
@@ -237,6 +242,24 @@ def check_cameras_of(folder: Path, fast: bool, picture: Path | None, report_file
     if picture is not None:
         click.echo(f"picture: {draw_report(dataset, report, picture)}")
     return len(report.problems)
+
+
+def _unreadable(folder: Path) -> list[str]:
+    """What is said of each file that cannot be read out of a set that does not open; empty where there is no set."""
+    from facelab.data.eg3d_store import open_store
+
+    said = []
+    try:
+        store = open_store(folder)
+        names = store.names()
+    except UserError:
+        return said
+    for name in names:
+        try:
+            store.read(name)
+        except UserError as error:
+            said.append(str(error))
+    return said
 
 
 def has_cameras(path: Path) -> bool:
@@ -299,7 +322,11 @@ def _focal(focal: float | None, fov: float | None) -> float | None:
 
 
 def _open(path: Path, labels: bool = True) -> Any:
-    """A set with its masks if it has one for every picture; without labels where it states none."""
+    """A set with its masks if it has one for every picture; without labels where it states none.
+
+    Its pictures are for :meth:`~facelab.data.eg3d_dataset.Eg3dDataset.read_picture`: no size is looked up, so that a
+    damaged first one stops nothing.
+    """
     from facelab.data.eg3d_dataset import Eg3dDataset
     from facelab.data.eg3d_store import open_store, read_description, split_names
 
@@ -308,7 +335,7 @@ def _open(path: Path, labels: bool = True) -> Any:
     names, partners = split_names(files)
     whole = bool(names) and len(partners) == len(names)
     stated = (read_description(store, files) or {}).get("labels") is not None
-    return Eg3dDataset(path, labels="required" if labels and stated else "none", masks=whole, cache="none")
+    return Eg3dDataset(path, 1, labels="required" if labels and stated else "none", masks=whole, cache="none")
 
 
 def _write(dst: Path, items: list[Item], size: int | None, o: dict[str, Any], **options: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -133,6 +134,22 @@ def test_damaged_files_and_copies_are_found(folder: Path) -> None:
     assert len(report.problems) == 1 and "img00000003.png" in report.problems[0] and report.decoded == 5
     (copies,) = [line for line in report.warnings if "copies" in line]
     assert "1 pictures" in copies and "img00000005.png of images/00000/img00000001.png" in copies
+
+
+@pytest.mark.parametrize("broken", [[0, 1, 4], [1, 4, 6]], ids=["the first picture too", "the labels too"])
+def test_every_damaged_member_of_a_zip_is_named(tmp_path: Path, broken: list[int]) -> None:
+    write_items(tmp_path / "set.zip", synthetic_items(6, 16, 1))
+    with zipfile.ZipFile(tmp_path / "set.zip") as archive:
+        members = archive.infolist()
+    data = bytearray((tmp_path / "set.zip").read_bytes())
+    for index in broken:
+        data[members[index].header_offset + 30 + len(members[index].filename) + members[index].file_size // 2] ^= 255
+    (tmp_path / "set.zip").write_bytes(data)
+    result = CliRunner().invoke(main, ["check", str(tmp_path / "set.zip")])
+    lines = [line for line in result.output.splitlines() if "damaged in the archive" in line]
+    assert result.exit_code == 2 and len(lines) == len(broken)
+    assert all(any(f"set.zip/{members[index].filename}: damaged" in line for line in lines) for index in broken)
+    assert result.output.splitlines()[-1].startswith("error: ")
 
 
 def test_mirror_images_with_unmirrored_cameras_are_found(tmp_path: Path) -> None:
