@@ -73,7 +73,7 @@ class SetWriter:
     interrupted is written again from the start.
 
     Args:
-        target: ends in ``.zip``, or is a folder that does not hold a data set yet.
+        target: ends in ``.zip`` and does not exist yet, or is a folder that does not hold a data set yet.
         masks: pictures go to ``images/``, masks to ``masks/``.
 
     Raises:
@@ -92,6 +92,8 @@ class SetWriter:
         if self.target.suffix.lower() == ".zip":
             if self.target.is_dir():
                 raise UserError(f"{self.target}: a folder stands where the zip would go; choose another name")
+            if self.target.exists():
+                raise UserError(f"{self.target} exists already; choose another name, or remove it to make it anew")
             temporary = self._stack.enter_context(atomic_path(self.target))
             self._zip = self._stack.enter_context(zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED))
             return self

@@ -379,6 +379,16 @@ def test_what_is_no_folder_and_numbers_of_heads_are_refused_for_files(tmp_path: 
         assert f"{option} has no effect on pictures from files" in output and not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["set", "set.zip"])
+def test_a_set_that_is_there_is_not_replaced(tmp_path: Path, name: str) -> None:
+    options = ("eg3d", "synthetic", tmp_path / name, "--count", 2, "--size", 16, "--quiet")
+    run(*options)
+    before = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in tmp_path.rglob("*") if p.is_file()}
+    output = run(*options, "--seed", 1, status=2)
+    assert f"{name} " in output and "choose another" in output
+    assert before == {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in tmp_path.rglob("*") if p.is_file()}
+
+
 def test_pictures_of_an_interrupted_making_do_not_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from facelab.data import eg3d_prepare as module
 
