@@ -5,15 +5,20 @@
 
 The file is ``tests/benchmarks/results/<marker>_tests_<device>.json``. opcheck, gradcheck and gradgradcheck of the
 kernels are among the tests; ``outcomes`` counts, ``tests`` has a line for each file, and what failed or was skipped
-stands with its reason.
+stands with its reason. Ctrl-C or SIGTERM (``timeout``) ends pytest in order; what ended before is kept, with
+``"interrupted": true``.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +35,8 @@ from measuring import keep, versions
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "tests" / "benchmarks" / "results"
 GPUS = {"gpu": 1, "multi_gpu": 2}  # marker -> how many it needs
+CHOSEN = {"gpu": "gpu and not multi_gpu", "multi_gpu": "multi_gpu"}  # marker -> pytest's -m; no test is in both
+PATIENCE = 60.0  # seconds that an interrupted pytest may take to write its report
 
 
 def outcome(case: ElementTree.Element) -> tuple[str, str]:
@@ -43,10 +50,15 @@ def outcome(case: ElementTree.Element) -> tuple[str, str]:
 
 
 def summary(report: Path) -> dict[str, Any]:
-    """What a JUnit file says: counts, counts by file, and each test that did not pass."""
+    """What a JUnit file says: counts, counts by file, and each test that did not pass.
+
+    A test that was interrupted stands there without a name and is left out.
+    """
     by_file: dict[str, Counter[str]] = {}
     others, seconds = [], 0.0
     for case in ElementTree.parse(report).iter("testcase"):
+        if not case.get("name"):
+            continue
         how, why = outcome(case)
         whole = not case.get("classname")  # a file that was not collected stands under its own name
         module = (case.get("name" if whole else "classname") or "").replace(".", "/") + ".py"
@@ -70,6 +82,36 @@ def default_name(marker: str, device: str) -> Path:
     return RESULTS / f"{marker}_tests_{'_'.join(words)}.json"
 
 
+def interruptible(command: Sequence[str]) -> tuple[int, bool]:
+    """Run pytest in a session of its own -> (exit status, whether it was interrupted).
+
+    SIGINT and SIGTERM are passed on as one SIGINT, after which pytest writes its report; another one more than a second
+    later (``timeout`` sends two at once), or :data:`PATIENCE`, kills it. What its tests had started is ended after it.
+    """
+    asked: list[float] = []
+    before = {
+        number: signal.signal(number, lambda *_: asked.append(time.monotonic()))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    process, told = subprocess.Popen(command, cwd=ROOT, start_new_session=True), False
+    try:
+        while process.returncode is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.2)
+            if asked and not told:
+                process.send_signal(signal.SIGINT)
+                told = True
+            elif asked and (asked[-1] > asked[0] + 1 or time.monotonic() > asked[0] + PATIENCE):
+                process.kill()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if asked:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+    return process.returncode, bool(asked)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--marker", choices=tuple(GPUS), default="gpu", help="tests that carry it [gpu]")
@@ -82,13 +124,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     about = versions(torch.device("cuda"))
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "junit.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-m", options.marker, f"--junitxml={report}", "tests"]
-        code = subprocess.run([*command, *options.pytest], cwd=ROOT, check=False).returncode
+        command = [sys.executable, "-m", "pytest", "-q", "-m", CHOSEN[options.marker]]
+        command += [f"--junitxml={report}", "tests"]
+        code, interrupted = interruptible([*command, *options.pytest])
         if not report.is_file():
             parser.error(f"pytest ended with {code} and left no report")
         found = {"benchmark": f"{options.marker}_tests", "marker": options.marker, "gpus": gpus, **about}
+        found |= {"interrupted": True} if interrupted else {}
         keep({**found, **summary(report)}, options.out or default_name(options.marker, about["device"]))
-    return code
+    return 130 if interrupted else code
 
 
 if __name__ == "__main__":
