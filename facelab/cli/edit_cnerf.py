@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from facelab.cli.common import (
+    LAST_SEED,
     OneLineCommand,
     device_option,
     friendly,
@@ -208,6 +209,8 @@ def head_reader(face: Any, psi: float, cutoff: int | None) -> Callable[[str, str
 
     def pick(text: str, option: str) -> Codes:
         if text.strip().isdigit() and not Path(text).exists():
+            if int(text) > LAST_SEED:
+                raise UserError(f"{option} {text}: expected a seed below 2^63, a file of codes or a session folder")
             return face.codes(int(text), psi, cutoff)
         codes = read_codes(text, face.generator)
         if len(codes) != 1:

@@ -27,6 +27,23 @@ if TYPE_CHECKING:
     from facelab.api import FaceModel
     from facelab.cli.facednerf_run import Run
 
+# flags of the original's programs that are not here -> what to do
+INSTEAD = {
+    "--network": "MODEL is the first argument, without a flag",
+    "--outdir": "--out",
+    "--image_path": "photos follow MODEL, without a flag",
+    "--c_path": "--camera",
+    "--sample_mult": "--sample-factor",
+    "--num_steps": "--steps",
+    "--num_steps_pti": "--tune-steps",
+    "--nrr": "--image-size",
+    "--description": "--prompt of edit_facednerf and generate_facednerf",
+    "--lamda_id": "--identity-weight",
+    "--lamda_origin": "--reconstruction-weight",
+    "--lamda_diffusion": "--text-weight of edit_facednerf and generate_facednerf",
+    "--lamda_illumination": "--light-weight of edit_facednerf, relight_facednerf and generate_facednerf",
+    "--latent_space_type": "--space",
+}
 LAMP_SIDE = 512  # pixels of the photo of --light-of
 SLUG = 40  # letters of a prompt in the name of a folder
 PHOTOS = click.argument("photos", nargs=-1, required=True, type=PATH)
@@ -42,7 +59,7 @@ COMPARE = click.option(
 )
 
 
-@click.command("invert_eg3d", cls=OneLineCommand)
+@click.command("invert_eg3d", cls=OneLineCommand, instead=INSTEAD)
 @model_argument
 @PHOTOS
 @source_options
@@ -61,7 +78,7 @@ def invert_eg3d(model: Path, photos: tuple[Path, ...], **options: Any) -> None:
     _on_photos("invert_eg3d", model, photos, "pti", options)
 
 
-@click.command("edit_facednerf", cls=OneLineCommand)
+@click.command("edit_facednerf", cls=OneLineCommand, instead=INSTEAD)
 @model_argument
 @PHOTOS
 @click.option("--prompt", required=True, help="What the head should become: 'a man with short blue hair'.")
@@ -84,7 +101,7 @@ def edit_facednerf(model: Path, photos: tuple[Path, ...], **options: Any) -> Non
     _on_photos("edit_facednerf", model, photos, "edit_and_relight" if lit else "edit", options)
 
 
-@click.command("relight_facednerf", cls=OneLineCommand)
+@click.command("relight_facednerf", cls=OneLineCommand, instead=INSTEAD)
 @model_argument
 @PHOTOS
 @source_options
@@ -108,7 +125,7 @@ def relight_facednerf(model: Path, photos: tuple[Path, ...], **options: Any) -> 
     _on_photos("relight_facednerf", model, photos, "relight", options)
 
 
-@click.command("generate_facednerf", cls=OneLineCommand)
+@click.command("generate_facednerf", cls=OneLineCommand, instead=INSTEAD)
 @model_argument
 @click.option("--prompt", required=True, help="What the head should be: 'a smiling old man'.")
 @click.option(

@@ -24,6 +24,7 @@ from facelab.cli.common import (
     sized_settings,
 )
 from facelab.cli.regions import named_regions, preset_cameras, region_options, showing, views_option
+from facelab.cli.sdf_flags import OF_PICTURES
 from facelab.cli.shapes import (
     FILE_RESOLUTION,
     MAX_POINTS,
@@ -41,8 +42,8 @@ LAYERS = (
     "image, raw (before super-resolution), mask, blend, depth, normals, shape (shaded mesh, cut out of the density)"
 )
 
-# flags of the originals' programs that are not here -> what to do: EG3D's, then pi-GAN's and FENeRF's
-OF_BOTH = {
+# flags of the originals' programs that are not here -> what to do: StyleSDF's and CNeRF's, pi-GAN's and FENeRF's, EG3D's
+OF_BOTH = OF_PICTURES | {
     "--output_dir": "--out",
     "--max_batch_size": "--max-points",
     "--lock_view_dependence": "--lock-view-dependence",
@@ -73,6 +74,7 @@ OF_VIDEOS = OF_BOTH | {
     "--image_mode": "--layers image,raw,depth",
     "--cfg": "nothing, a model knows its cameras; leave it out",
     "--sample_mult": "--ray-step-multiplier",
+    "--npy_path": "--latents",
     "--nrr": "--image-size",
     "--interpolation_type": "nothing, a model knows how many codes it has; leave it out",
     "--latent_type": "--latent-type",

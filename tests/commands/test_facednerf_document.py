@@ -39,6 +39,12 @@ def test_flags_of_the_original() -> None:
         assert ours in ("MODEL", "PHOTOS") or ours.strip("`") in known, ours
 
 
+def test_no_flag_of_the_original_is_met_with_silence() -> None:
+    for command in COMMANDS[:4]:
+        assert set(command.instead) == {f"--{flag}" for flag in ORIGINAL_FLAGS.split()}
+        assert not set(command.instead) & options_of(command)
+
+
 def test_deviations_and_functions() -> None:
     assert rows(TEXT, "deviations") == [[f"`reference.{d.switch}`", d.what] for d in DEVIATIONS]
     assert [path for path in functions(TEXT) if not callable(find(path))] == []

@@ -70,11 +70,10 @@ class ViewConfig:
 
     def __post_init__(self) -> None:
         check_ranges("view", self, not_negative=("azimuth", "elevation"))
-        if not 0 < self.fov < 180 or not 0 < self.dist_radius < 1:
-            raise ValueError(
-                f"view.fov must lie within 0..180 degrees and dist_radius within 0..1, got {self.fov} and "
-                f"{self.dist_radius}"
-            )
+        if not 0 < self.fov < 180:
+            raise ValueError(f"view.fov must lie within 0..180 degrees, got {self.fov}")
+        if not 0 < self.dist_radius < 1:
+            raise ValueError(f"view.dist_radius must lie within 0..1, got {self.dist_radius}")
 
     @property
     def near(self) -> float:

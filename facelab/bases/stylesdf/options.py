@@ -100,6 +100,20 @@ FLAGS = (
     Flag("raw_noise_std", "render.density_noise", NONNEGATIVE, "Noise on raw densities (--no_sdf)."),
     Flag("force_background", "render.background", None, "Missing weight goes to the last sample.", value="last"),
 )
+_PICTURES = "scripts/render_images.py and scripts/render_video.py on any checkpoint make pictures; leave it out"
+INSTEAD = {  # flags of the original that are not here -> what to do
+    "--config": "--curriculum NAME or FILE.yaml",
+    "--n_mlp": "nothing, it had no effect; leave it out",
+    **dict.fromkeys(("--return_xyz", "--return_sdf"), "nothing, code asks for what a rendering gives; leave it out"),
+    "--project_noise": "nothing, it does not run in the original; noise is fixed here; leave it out",
+    **dict.fromkeys(
+        (
+            "--results_dir", "--truncation_ratio", "--truncation_mean", "--identities", "--num_views_per_id",
+            "--no_surface_renderings", "--fixed_camera_angles", "--azim_video",
+        ),
+        _PICTURES,
+    ),
+}  # fmt: skip
 TWICE = {"model.style_dim": ("model.latent_dim",)}  # settings that a flag sets beside its own
 
 

@@ -88,10 +88,10 @@ class CameraConfig:
 
     def __post_init__(self) -> None:
         check_ranges("camera", self, not_negative=("azimuth", "elevation"))
-        if not 0 < self.fov < 180 or not 0 < self.radius < 1:
-            raise ValueError(
-                f"camera.fov must lie within 0..180 degrees and radius within 0..1, got {self.fov} and {self.radius}"
-            )
+        if not 0 < self.fov < 180:
+            raise ValueError(f"camera.fov must lie within 0..180 degrees, got {self.fov}")
+        if not 0 < self.radius < 1:
+            raise ValueError(f"camera.radius must lie within 0..1, got {self.radius}")
 
     def prior(self) -> SpherePrior:
         """The distribution of training cameras."""

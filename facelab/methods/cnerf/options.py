@@ -17,6 +17,9 @@ from facelab.bases.stylesdf.options import (
     common_flags,
     flag_overrides,
 )
+from facelab.bases.stylesdf.options import (
+    INSTEAD as OF_STYLESDF,
+)
 from facelab.bases.stylesdf.start_options import Program, add_places, check_launcher, first_process, start_overrides
 from facelab.errors import UserError
 
@@ -37,6 +40,11 @@ FLAGS = (
     Flag("static_viewdirs", "render.static_training", None, "View directions in the camera's own axes.", value=True),
     Flag("no_offset_sampling", "model.sampling", None, "Each sample of a ray moves on its own.", value="stratified"),
 )
+INSTEAD = {  # flags of the original that are not here -> what to do
+    **{flag: text for flag, text in OF_STYLESDF.items() if flag != "--n_mlp"},
+    **dict.fromkeys(("--trained_ckpt", "--semantics"), OF_STYLESDF["--identities"]),
+    "--flag": "nothing, it had no effect; leave it out",
+}
 WITHOUT_EFFECT = {"force_background": None, "raw_noise_std": float, "n_mlp": int}  # here as in the original
 UNTRAINED = "untrained"  # value of init_from: no first stage, for trials
 

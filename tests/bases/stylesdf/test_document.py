@@ -46,6 +46,18 @@ def test_flags_and_settings_of_our_side_exist() -> None:
             reduce(getattr, setting.split("."), config)
 
 
+def test_no_flag_of_the_original_is_met_with_silence() -> None:
+    """What is in the tables and not among our options is answered by the commands themselves."""
+    training = train_command("stylesdf", "debug")
+    flags = {f"--{flag}" for flag in ORIGINAL_FLAGS.split()}
+    assert flags - options_of(training) == set(training.instead)
+    pictures = (render_images, render_video, extract_mesh)
+    asked = {flag for row in rows(TEXT, "picture flags") for flag in re.findall(r"`(--[\w-]+)", row[0])}
+    for command in pictures:
+        assert asked - options_of(command) <= set(command.instead)
+        assert not options_of(command) & set(command.instead)
+
+
 def test_settings_in_the_text_exist() -> None:
     config = StyleSdfConfig()
     sections = set(vars(config)) - {"stage", "init_from"}

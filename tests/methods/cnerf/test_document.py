@@ -67,6 +67,14 @@ def test_flags_and_settings_of_our_side_exist() -> None:
         assert set(re.findall(r"`(--[\w-]+)", row[1])) <= known, row
 
 
+def test_no_flag_of_the_original_is_met_with_silence() -> None:
+    """What is in the tables and not among our options is answered by the commands themselves."""
+    asked = {f"--{flag}" for flag in ORIGINAL_FLAGS.split()}
+    pictures = {f"--{flag}" for flag in COMMAND_FLAGS.split()} - {"--out_path", "--n_worker", "--resample"}
+    assert (asked | pictures) - options_of(training()) == set(training().instead)
+    assert pictures - options_of(render_images) <= set(render_images.instead)
+
+
 def test_curricula() -> None:
     expected = []
     for curriculum in list_curricula("cnerf"):
