@@ -19,10 +19,13 @@ from torch import nn
 
 from facelab.checkpoints import legacy_modules as modules
 from facelab.checkpoints.legacy_pickle import LegacyObject, read_pickle_checkpoint
+from facelab.checkpoints.legacy_storages import Budget
+from facelab.checkpoints.pickle_machine import MAX_OPERATIONS
 from facelab.errors import UserError
 from tests.checkpoints.pickle_makers import Call, blob, dump, embedded
 
 GOLDEN = Path(os.environ.get("FACELAB_GOLDEN_DIR", Path(__file__).parents[2] / "test_data" / "golden"))
+SNAPSHOT = GOLDEN / "eg3d" / "snapshot_tiny.pkl"
 
 
 @pytest.mark.parametrize("method", ["pigan", "fenerf"])
@@ -208,6 +211,10 @@ HOSTILE = {
     "100000 nested lists": (b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".", "nested deeper"),
     "100000 marks": (b"\x80\x02" + b"(" * 100_000 + b".", "nested deeper"),
     "doubling tuples": (_nested_tuples(5000) + b".", "nested deeper"),
+    "3000000 nested tuples": (b"\x80\x02)" + b"\x85" * 3_000_000 + b".", "more than 1000000 pickle operations"),
+    "1500000 doubling tuples": (_nested_tuples(1_500_000) + b".", "more than 1000000 pickle operations"),
+    "600000 tuples side by side": (b"\x80\x02(" + b"N\x85" * 600_000 + b"t.", "more than 1000000 pickle operations"),
+    "600000 sets side by side": (b"\x80\x04(" + b"\x8f" * 600_000 + b"t.", "more than 1000000 pickle operations"),
     "view outside": (_tensor((7,), (1,)), "outside its storage"),
     "view outside by stride": (_tensor((2, 2), (5, 1)), "outside its storage"),
     "negative stride": (_tensor((2,), (-1,), 3), "unusual sizes"),
@@ -250,6 +257,20 @@ def test_hostile_files_are_refused_within_a_second(tmp_path: Path, monkeypatch: 
         assert "\n" not in str(caught.value) and "hostile.pth" in str(caught.value) and len(str(caught.value)) < 500
     assert time.thread_time() - start < 1
     assert os.listdir(tmp_path) == ["hostile.pth"]
+
+
+def test_a_network_pickle_stays_far_below_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A snapshot of G, D and G_ema as the original classes wrote it."""
+    budgets: list[Budget] = []
+
+    def noted(**values: int) -> Budget:
+        budgets.append(Budget(**values))
+        return budgets[-1]
+
+    monkeypatch.setattr("facelab.checkpoints.legacy_pickle.Budget", noted)
+    read_pickle_checkpoint(SNAPSHOT)
+    (budget,) = budgets
+    assert 50_000 < MAX_OPERATIONS - budget.operations.left < MAX_OPERATIONS / 5
 
 
 def test_hostile_pickle_inside_a_torch_file(tmp_path: Path) -> None:
