@@ -81,6 +81,14 @@ def test_frozen_layers_are_the_first_ones() -> None:
     assert frozen == {"blocks.16.fromrgb", "blocks.16.conv0", "blocks.16.conv1", "blocks.16.skip"}
 
 
+@pytest.mark.parametrize("architecture", ["resnet", "skip", "orig"])
+def test_layers_that_can_be_frozen_are_those_of_the_blocks(architecture: str) -> None:
+    count = small(architecture=architecture).config.freezable
+    for freeze, left in ((count - 1, True), (count, False)):
+        model = small(architecture=architecture, freeze_layers=freeze)
+        assert any(p.requires_grad for p in model.blocks.parameters()) == left
+
+
 def test_half_precision_blocks_stay_close() -> None:
     """Forced on the CPU; the epilogue and the logits are full precision."""
     image, raw, label = inputs()

@@ -154,7 +154,7 @@ class Eg3d:
                 f"{d.group_size}: a minibatch statistic needs whole groups; change one of them (group_size=1 always fits)"
             )
         try:
-            return StyleGan2DiscriminatorConfig(
+            found = StyleGan2DiscriminatorConfig(
                 resolution=config.model.resolution,
                 dual=d.dual,
                 label_dim=25 if d.conditioned else 0,
@@ -168,6 +168,12 @@ class Eg3d:
             )
         except ValueError as error:
             raise UserError(f"the discriminator of model.resolution {config.model.resolution}: {error}") from error
+        if d.freeze_layers > found.freezable:
+            raise UserError(
+                f"discriminator.freeze_layers (--freezed) is {d.freeze_layers}, expected at most {found.freezable}: so many "
+                f"layers can be frozen in a discriminator of {config.model.resolution} px; lower it"
+            )
+        return found
 
     def build(self, config: Any) -> Models:
         """Generator, discriminator and, where it is wanted, augmentation; initialised from the run's seed."""

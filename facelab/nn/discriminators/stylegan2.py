@@ -77,6 +77,12 @@ class StyleGan2DiscriminatorConfig:
         return [2**k for k in range(int(math.log2(self.resolution)), int(math.log2(LAST_BLOCK)) - 1, -1)]
 
     @property
+    def freezable(self) -> int:
+        """How many layers ``freeze_layers`` can count: all of the blocks, nothing behind them."""
+        each, once = {"resnet": (3, 1), "skip": (3, 0), "orig": (2, 1)}[self.architecture]
+        return each * len(self.resolutions) + once
+
+    @property
     def image_channels(self) -> int:
         return 6 if self.dual else 3
 

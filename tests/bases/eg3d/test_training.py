@@ -21,6 +21,7 @@ from facelab.checkpoints.format import load_checkpoint
 from facelab.cli.train import train_command
 from facelab.config import list_curricula, load_staged, resolve_curriculum
 from facelab.draws import Draws
+from facelab.errors import UserError
 from facelab.generator import Codes
 from facelab.inference.pictures import depth_colors, depth_picture, read_picture, save_png
 from facelab.training.loop import Trainer
@@ -233,6 +234,14 @@ def test_curricula_resolve(curriculum: str) -> None:
     Eg3d().check_config(config)
     size = config.train.batch_size
     assert size is not None and size % config.train.batch_chunk == 0
+
+
+def test_more_frozen_layers_than_there_are_is_refused() -> None:
+    config = config_of("model.resolution=16", "discriminator.freeze_layers=7")  # blocks of 16 and 8 px
+    Eg3d().check_config(config)
+    with pytest.raises(UserError, match=r"\(--freezed\) is 8, expected at most 7") as caught:
+        Eg3d().check_config(config_of("model.resolution=16", "discriminator.freeze_layers=8"))
+    assert "\n" not in str(caught.value)
 
 
 def test_original_flags_are_settings(tmp_path: Path) -> None:
