@@ -54,6 +54,7 @@ INDEX = "checkpoint.json"
 LATEST = "latest"
 _GROUP = re.compile(r"[A-Za-z0-9_]+(?:[.-][A-Za-z0-9_]+)*")
 _STEP_FOLDER = re.compile(r"\d{8,}")
+_MODELS = (".safetensors", ".pkl", ".pt", ".pth")  # files that are one model, ours or to be converted
 _TEMPORARY, _REPLACED, _DELETED = ".tmp", ".replaced", ".deleted"
 
 Weights = dict[str, dict[str, Tensor]]
@@ -269,12 +270,7 @@ def find_checkpoint(path: str | Path) -> Path:
         replaced = path.with_name(f".{path.name}{_REPLACED}")  # killed between the two renames of a replacement
         if (replaced / INDEX).is_file():
             return replaced
-        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        if path.name == str(path):  # a bare name may stand for a bundled model
-            siblings += [asset.name for asset in bundled()]
-        raise UserError(
-            f"no checkpoint at {path}: no such file or folder; check the path.{nearest(path.name, siblings)}"
-        )
+        raise UserError(f"no checkpoint at {path}: no such file or folder; check the path.{_hint(path)}")
     if (path / INDEX).is_file():
         return path
     root = _root_of(path)
@@ -288,6 +284,16 @@ def find_checkpoint(path: str | Path) -> Path:
         f"no checkpoint in {path}: expected a run folder with checkpoints/, or a folder with {INDEX}; "
         "check the path, or train first"
     )
+
+
+def _hint(path: Path) -> str:
+    """What ``path``, which is not there, may have meant: the model of that name, else the nearest model or folder."""
+    beside = sorted(path.parent.iterdir()) if path.parent.is_dir() else []
+    names = [p.name for p in beside if p.suffix in _MODELS or p.is_dir()]
+    if path.name == str(path):  # a bare name may stand for a bundled model
+        names += [asset.name for asset in bundled()]
+    whole = f"{path.name}.safetensors"
+    return f" Did you mean '{whole}'?" if whole in names else nearest(path.name, names)
 
 
 def _root_of(path: Path) -> Path:

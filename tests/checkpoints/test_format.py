@@ -134,6 +134,19 @@ def test_a_run_its_checkpoints_and_a_folder_all_open(tmp_path: Path) -> None:
         fmt.load_checkpoint(tmp_path, groups=("generater",))
 
 
+@pytest.mark.parametrize(
+    ("asked", "meant"),
+    [("a1", "a1.safetensors"), ("a2", "a2_run"), ("b.pk", "b.pkl"), ("notes", None)],
+)
+def test_a_path_that_is_not_there_is_told_the_nearest_model(asked: str, meant: str | None, tmp_path: Path) -> None:
+    for name in ("a1.md", "a1.json", "a1.safetensors", "a2.md", "b.pkl", "notes.md"):
+        (tmp_path / name).touch()
+    (tmp_path / "a2_run").mkdir()
+    with pytest.raises(UserError, match="no checkpoint at") as caught:
+        fmt.find_checkpoint(tmp_path / asked)
+    assert str(caught.value).partition(" Did you mean ")[2] == (f"{meant!r}?" if meant else "")
+
+
 def test_pointer_to_nothing_falls_back_with_a_warning(tmp_path: Path) -> None:
     fmt.save_checkpoint(fmt.checkpoint_folder(tmp_path, 5), _weights(), meta={"step": 5})
     (tmp_path / "checkpoints/latest").write_text("00000099\n")
