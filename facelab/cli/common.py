@@ -9,6 +9,7 @@ import math
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ import click
 from facelab.errors import Interrupted, UserError
 
 Command = Callable[..., Any]
+PACKAGE = Path(__file__).parents[1]
+OWN = (PACKAGE, PACKAGE.with_name("cuda_ops"))  # where warnings come from that are for the user
 LAST_SEED = 2**63 - 1  # what random generators take
 MOST_SEEDS = 1_000_000  # of one range
 
@@ -100,7 +103,8 @@ def friendly(function: Command) -> Command:
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         try:
-            return function(*args, **kwargs)
+            with one_line_warnings():
+                return function(*args, **kwargs)
         except (UserError, MemoryError, KeyboardInterrupt, BrokenPipeError, RuntimeError) as error:
             if os.environ.get("FACELAB_TRACEBACK") == "1":
                 raise
@@ -113,6 +117,23 @@ def friendly(function: Command) -> Command:
     return wrapped
 
 
+@contextlib.contextmanager
+def one_line_warnings() -> Iterator[None]:
+    """Print warnings that come from this project as ``warning: ...``, without the place and the line of source."""
+    before = warnings.formatwarning
+
+    def formatted(message: Any, category: Any, filename: str, lineno: int, line: str | None = None) -> str:
+        if any(Path(filename).is_relative_to(folder) for folder in OWN):
+            return f"warning: {' '.join(str(message).split())}\n"
+        return before(message, category, filename, lineno, line)
+
+    warnings.formatwarning = formatted
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
+
+
 def explain(error: BaseException) -> str | None:
     """The line for the user, or None for a programming error, whose traceback is needed."""
     if isinstance(error, UserError) or type(error).__name__ == "OpsError":  # the second: FACELAB_OPS, of cuda_ops
@@ -122,7 +143,7 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, BrokenPipeError):
         return "the reader of the output went away"
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # the second: torch, on a CPU
-        return "out of memory; lower --image-size, --max-points or the batch"
+        return "out of memory; lower --image-size, --voxel-resolution, --max-points or the batch"
     if type(error).__name__ == "OutOfMemoryError":
         return (
             "the GPU is out of memory; in training lower train.batch_chunk or set render.recompute=true, "
