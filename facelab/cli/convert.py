@@ -171,6 +171,21 @@ class Initialised:
             models["generator"].forget_averages()
 
 
+def _require_writable(out: Path) -> None:
+    """UserError where neither OUT nor the folders on the way to it can be made; makes nothing."""
+    import errno
+    import os
+
+    from facelab.errors import UserError
+    from facelab.files import describe_os_error, make_folder
+
+    named = out.suffix == ".safetensors"
+    if named and out.is_dir():
+        raise UserError(describe_os_error(OSError(errno.EISDIR, "a folder"), out))
+    folder = (out.parent if named else out).absolute()
+    make_folder(next(place for place in (folder, *folder.parents) if os.path.lexists(place)))
+
+
 @click.command("convert_checkpoint", cls=OneLineCommand)
 @click.argument("method", metavar="METHOD", type=click.Choice(["auto", "pigan", "fenerf", *SELF_CONTAINED]))
 @click.argument("source", type=click.Path(path_type=Path))
@@ -205,6 +220,7 @@ def convert_checkpoint(
 
     if out.suffix.lower() in FOREIGN and not out.is_dir():
         raise UserError(f"{out}: expected a name that ends in .safetensors, or a folder, got {out.suffix}; rename it")
+    _require_writable(out)  # before a file of gigabytes is read
     original = read_foreign(source, method, ema, not no_ema, curriculum)
     if method not in ("auto", original.method):
         raise UserError(
