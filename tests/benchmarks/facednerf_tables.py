@@ -8,11 +8,14 @@ What stands between the two marks of the document is replaced.
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from facelab.errors import UserError
 from facelab.files import atomic_path
@@ -97,17 +100,46 @@ def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *lines))
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Write the tables of all files but the last into the last."""
-    *sources, document = (Path(argument) for argument in arguments)
-    text = document.read_text(encoding="utf-8")
+def read(source: Path) -> str:
+    """The tables of a file. UserError where it is none of measure_facednerf.py."""
+    try:
+        return tables(json.loads(source.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise UserError(f"{source}: cannot be read ({error.strerror}); check the path") from error
+    except (ValueError, KeyError, TypeError, IndexError, StopIteration) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(
+            f"{source}: expected what measure_facednerf.py --out writes ({reason}); check the path"
+        ) from error
+
+
+def write(sources: Sequence[Path], document: Path) -> None:
+    """Put the tables of the sources between the marks of the document. UserError for what cannot be read or written."""
+    try:
+        text = document.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{document}: cannot be read ({error}); check the path") from error
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         raise UserError(f"{document}: expected the marks {BEGIN} and {END} once each; put them where the tables belong")
     before, _, rest = text.partition(BEGIN)
-    made = "\n\n".join(tables(json.loads(source.read_text(encoding="utf-8"))) for source in sources)
+    made = "\n\n".join(read(source) for source in sources)
     with atomic_path(document) as temporary:
         temporary.write_text(f"{before}{BEGIN}\n{made}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
 
 
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command; its errors are one line and exit status 2."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("results", metavar="RESULT.json", type=Path, nargs="+", help="of measure_facednerf.py --out")
+    parser.add_argument("document", metavar="DOCUMENT.md", type=Path, help="between whose marks the tables go")
+    options = parser.parse_args(arguments)
+    try:
+        write(options.results, options.document)
+    except UserError as error:
+        parser.exit(2, f"error: {error}\n")
+
+
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

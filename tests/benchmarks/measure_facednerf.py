@@ -63,6 +63,7 @@ PRESETS = ("project_w", "project_w_plus", "pti")
 DPR = "dpr"  # its entry of networks/manifest.yaml
 JUDGES = (DPR, "reader")
 PROMPT = "a person with glasses"
+KEPT_LOSSES = 50  # of a stage
 TEXT_WEIGHT = 1.0  # Adam's steps do not depend on it
 Cells = list[
     tuple[str, Tensor, Tensor]
@@ -331,9 +332,24 @@ def text(study: Study) -> None:
         "codes_moved_deviations": float(moved) / course.statistics.deviation["w"],
         "picture_moved_by_codes": float((pictures[1] - pictures[0]).abs().mean()),
         "picture_moved_by_tuning": float((pictures[2] - pictures[1]).abs().mean()),
-        "losses": {stage: [v for s, v in losses if s == stage] for stage in dict.fromkeys(s for s, _ in losses)},
+        "losses": thinned(losses),
     }
     study.report.add({**row, "steps": made.steps, **cost})
+
+
+def thinned(losses: Sequence[tuple[str, float]]) -> dict[str, dict[str, list[Any]]]:
+    """(stage, loss) of every step -> for each stage at most :data:`KEPT_LOSSES` evenly spaced ones, the ends among them.
+
+    >>> thinned([("codes", 3.0), ("codes", 2.0), ("tune", 1.0)])["codes"]
+    {'steps': [0, 1], 'values': [3.0, 2.0]}
+    """
+    found: dict[str, dict[str, list[Any]]] = {}
+    for stage in dict.fromkeys(stage for stage, _ in losses):
+        values = [value for of, value in losses if of == stage]
+        parts = min(KEPT_LOSSES, len(values)) - 1
+        steps = [round(k * (len(values) - 1) / parts) for k in range(parts + 1)] if parts else [0]
+        found[stage] = {"steps": steps, "values": [values[step] for step in steps]}
+    return found
 
 
 # ---------------------------------------------------------------- sheets

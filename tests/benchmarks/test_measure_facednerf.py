@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,6 @@ import known_faces
 import measure_facednerf
 
 import facelab
-from facelab.errors import UserError
 from facelab.inference import pictures as pic
 from facelab.lighting import directional
 
@@ -118,7 +119,17 @@ def test_relighting(written: tuple[dict[str, Any], Path]) -> None:
 def test_text_moves_codes_and_pictures(written: tuple[dict[str, Any], Path]) -> None:
     (row,) = (row for row in written[0]["rows"] if row["part"] == "text")
     assert row["codes_moved"] > 0 and row["picture_moved_by_codes"] > 0 and row["picture_moved_by_tuning"] > 0
-    assert [len(row["losses"][stage]) for stage in ("codes", "tune")] == [2, 2]
+    assert [row["losses"][stage]["steps"] for stage in ("codes", "tune")] == [[0, 1], [0, 1]]
+    assert all(len(row["losses"][stage]["values"]) == 2 for stage in ("codes", "tune"))
+
+
+def test_fifty_losses_of_a_long_stage_are_kept() -> None:
+    found = measure_facednerf.thinned([("codes", 0.5 * k) for k in range(1000)] + [("tune", 7.0)])
+    steps = found["codes"]["steps"]
+    assert len(steps) == 50 and (steps[0], steps[-1]) == (0, 999)
+    assert {b - a for a, b in itertools.pairwise(steps)} == {20, 21}
+    assert found["codes"]["values"] == [0.5 * k for k in steps]
+    assert found["tune"] == {"steps": [0], "values": [7.0]}
 
 
 def test_says_what_it_ran_on(written: tuple[dict[str, Any], Path]) -> None:
@@ -154,7 +165,7 @@ def test_bad_input(
     assert done.exit_code != 0 and message in done.output and "Traceback" not in done.output
 
 
-def test_tables(written: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
+def test_tables(written: tuple[dict[str, Any], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = written[0]
     source, document = tmp_path / "found.json", tmp_path / "page.md"
     source.write_text(json.dumps(found), encoding="utf-8")
@@ -172,5 +183,32 @@ def test_tables(written: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
     after, before, truth = (f"{row[when]['angle_degrees']:.0f}" for when in ("after", "before", "truth"))
     assert line.split("|")[3].strip() == f"{after} ({before}; {truth})"
     document.write_text("no marks", encoding="utf-8")
-    with pytest.raises(UserError, match="expected the marks"):
+    with pytest.raises(SystemExit, match="2"):
         facednerf_tables.main([str(source), str(document)])
+    assert capsys.readouterr().err.startswith(f"error: {document}: expected the marks")
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [(None, "cannot be read"), ("[1", "JSONDecodeError"), ("{}", "KeyError"), ("[]", "TypeError")],
+)
+def test_tables_of_another_file(
+    content: str | None, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, document = tmp_path / "found.json", tmp_path / "page.md"
+    document.write_text(f"{facednerf_tables.BEGIN}\nold\n{facednerf_tables.END}\n", encoding="utf-8")
+    if content is not None:
+        source.write_text(content, encoding="utf-8")
+    with pytest.raises(SystemExit, match="2"):
+        facednerf_tables.main([str(source), str(document)])
+    line = capsys.readouterr().err
+    assert line.startswith(f"error: {source}: ") and words in line and line.count("\n") == 1
+    assert "old" in document.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("arguments, status", [(["--help"], 0), (["--he"], 2), (["one.json"], 2), ([], 2)])
+def test_the_tables_command_says_how_it_is_used(arguments: list[str], status: int) -> None:
+    path = Path(facednerf_tables.__file__)
+    done = subprocess.run([sys.executable, str(path), *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == status and "Traceback" not in done.stderr
+    assert "RESULT.json [RESULT.json ...] DOCUMENT.md" in (done.stderr if status else done.stdout)
