@@ -186,6 +186,27 @@ def _require_writable(out: Path) -> None:
     make_folder(next(place for place in (folder, *folder.parents) if os.path.lexists(place)))
 
 
+def _refuse_own(source: Path) -> None:
+    """UserError for what needs no conversion, and for folders."""
+    from facelab.api import locate
+    from facelab.checkpoints.format import INDEX, list_checkpoints
+    from facelab.errors import UserError
+
+    if source.is_dir():
+        if (source / INDEX).is_file() or list_checkpoints(source):
+            raise UserError(
+                f"{source} is a run of facelab, expected a file of an original program; it needs no conversion, every "
+                f"command takes it as it is; for one file of it: python scripts/export_model.py {source} OUT"
+            )
+        raise UserError(f"{source} is a folder, expected a file of an original program; name the file in it")
+    found = locate(source)
+    if found.suffix == ".safetensors" and found.is_file():
+        raise UserError(
+            f"{found} is a .safetensors file, expected a .pth, .pt or .pkl of an original program; a model of facelab "
+            "needs no conversion"
+        )
+
+
 @click.command("convert_checkpoint", cls=OneLineCommand)
 @click.argument("method", metavar="METHOD", type=click.Choice(["auto", "pigan", "fenerf", *SELF_CONTAINED]))
 @click.argument("source", type=click.Path(path_type=Path))
@@ -220,6 +241,7 @@ def convert_checkpoint(
 
     if out.suffix.lower() in FOREIGN and not out.is_dir():
         raise UserError(f"{out}: expected a name that ends in .safetensors, or a folder, got {out.suffix}; rename it")
+    _refuse_own(source)
     _require_writable(out)  # before a file of gigabytes is read
     original = read_foreign(source, method, ema, not no_ema, curriculum)
     if method not in ("auto", original.method):

@@ -296,7 +296,7 @@ RENDERING: list[Row] = [
     (
         "unknown trajectory",
         model("render_video", "--trajectory", "frnt"),
-        ("unknown trajectory 'frnt'", "orbit", "Did you mean 'front'?"),
+        ("unknown trajectory 'frnt'", "orbit", "CNeRF models also stylesdf, stylesdf_level", "Did you mean 'front'?"),
     ),
     ("unknown layer", model("render_images", "--layers", "imge"), ("unknown layer 'imge'", "Did you mean 'image'?")),
     ("unknown format", model("extract_mesh", "--format", "plx"), ("unknown format 'plx'", "Did you mean 'ply'?")),
@@ -348,10 +348,30 @@ FOLDERS: list[Row] = [
     for command in (["train_fenerf", *DEBUG], ["render_images"], ["render_video", "--num-frames", 1], ["extract_mesh"])
 ] + [
     (
+        "conversion of an own run",
+        lambda p: ["convert_checkpoint", "fenerf", p.fenerf, p.out],
+        ("is a run of facelab", "needs no conversion", "python scripts/export_model.py"),
+    ),
+    (
+        "conversion of an own checkpoint",
+        lambda p: ["convert_checkpoint", "auto", list_checkpoints(p.fenerf)[-1], p.out],
+        ("is a run of facelab", "needs no conversion", "python scripts/export_model.py"),
+    ),
+    (
+        "conversion of a folder",
+        lambda p: ["convert_checkpoint", "auto", p.folder, p.out],
+        ("is a folder, expected a file of an original program",),
+    ),
+    (
+        "conversion of an own model",
+        lambda p: ["convert_checkpoint", "auto", "fenerf_synthetic_64", p.out],
+        ("expected a .pth, .pt or .pkl of an original program", "needs no conversion"),
+    ),
+    (
         "convert_checkpoint below a file",
         lambda p: ["convert_checkpoint", "auto", GENERATOR, p.file() / "models"],
         ("cannot write", "a file stands where a folder is needed", "choose another output folder"),
-    )
+    ),
 ]
 
 ROWS = DATA + SETTINGS + FILES + RENDERING + FOLDERS
