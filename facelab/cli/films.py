@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from facelab.cameras.trajectories import Trajectory, keyframe_trajectory, read_keyframes, trajectory
+from facelab.cameras.trajectories import NAMES, Trajectory, keyframe_trajectory, read_keyframes, trajectory
 from facelab.cli import pictures
 from facelab.cli.regions import sphere_prior
 from facelab.cli.shapes import ShapeOptions, ShapePictures, write_shapes
-from facelab.errors import UserError
+from facelab.errors import UserError, nearest
 from facelab.files import atomic_path, make_folder
 from facelab.generator import Codes
 from facelab.inference.interpolation import loop_codes, straight_codes
@@ -126,6 +126,11 @@ def camera_path(
         return Trajectory(torch.linspace(0, 1, frames), pitch, yaw, torch.full((frames,), float(fov)))
     if Path(name).suffix in (".yaml", ".yml", ".json"):
         return keyframe_trajectory(read_keyframes(name, fov), frames)
+    if name not in NAMES:
+        raise UserError(
+            f"unknown trajectory {name!r}, expected one of {', '.join(NAMES)}, for StyleSDF and CNeRF models also "
+            f"{', '.join(SPHERE_PATHS)}, or a .yaml or .json file.{nearest(name, (*NAMES, *SPHERE_PATHS))}"
+        )
     return trajectory(name, frames, fov, zoom=zoom, reference=reference)
 
 

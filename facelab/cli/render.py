@@ -37,7 +37,10 @@ from facelab.cli.shapes import (
     write_shapes,
 )
 
-TRAJECTORIES = "front, eg3d, stylesdf, stylesdf_level, sphere, orbit, rotation_horizontal, zoom, non_rotation ..."
+TRAJECTORIES = (
+    "front, eg3d, stylesdf and stylesdf_level (StyleSDF and CNeRF models), sphere, orbit, rotation_horizontal, zoom, "
+    "non_rotation ..."
+)
 LAYERS = (
     "image, raw (before super-resolution), mask, blend, depth, normals, shape (shaded mesh, cut out of the density)"
 )
