@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import torch
 
@@ -158,6 +159,7 @@ def render_film(
     cameras = face.view.cameras(film.path.pitch, film.path.yaw, film.path.fov).to(face.device)
     order = [number % len(cameras) for number in range(len(film))]
     scene, shown, seen = None, None, None
+    told = False  # that a head has no surface
     with ExitStack() as stack:
         bar = stack.enter_context(progress_bar(total=len(film), unit="frame", show=show))
         for number, codes in enumerate(film.codes()):
@@ -168,6 +170,10 @@ def render_film(
                 if "shape" in layers:
                     assert cut is not None
                     seen = ShapePictures.of(face, codes, cut)
+                    if seen.missing and not told:
+                        bar.clear()
+                        click.echo(f"frame {number}: {seen.missing}; shapes stay white where there is none", err=True)
+                        told = True
             picture = pictures.frame(face, scene, cameras[order[number]], settings, layers, film.columns, seen)
             for sink in sinks:
                 sink.add(picture)

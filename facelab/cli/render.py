@@ -143,21 +143,29 @@ def cameras_of(face: Any, yaws: str, pitches: str, fov: float | None, preset: st
 
 
 def heads_of(face: Any, seeds: Sequence[int], psi: float, cutoff: int | None, latents: Path | None) -> dict[Any, Any]:
-    """Codes by what files are named after: seeds, or ``latents`` for those of a file."""
+    """Codes of one head each by what files are named after: seeds, or ``latents``, ``latents_0`` ... for a file's."""
     if latents:
         from facelab.inference.latent_files import read_codes
 
-        return {"latents": read_codes(latents, face.generator)}
+        codes = read_codes(latents, face.generator)
+        if len(codes) == 1:
+            return {"latents": codes}
+        return {f"latents_{number}": codes[number] for number in range(len(codes))}
     return {seed: face.codes(seed, psi, cutoff) for seed in seeds}
 
 
 def picture_shapes(
     layers: Sequence[str], resolution: int | None, cube_size: float | None, level: float | None, max_points: int
 ) -> ShapeOptions | None:
-    """How the meshes of the layer ``shape`` are cut out; None where it is not among the layers."""
+    """How the meshes of the layer ``shape`` are cut out; None where it is not among the layers.
+
+    A head without a surface is no error beside other layers, unless a level or a cube was asked for.
+    """
     if "shape" not in layers:
         return None
-    return ShapeOptions((), resolution or PICTURE_RESOLUTION, cube_size, level, min(max_points, MAX_POINTS))
+    blank = len(layers) > 1 and level is None and cube_size is None
+    points = min(max_points, MAX_POINTS)
+    return ShapeOptions((), resolution or PICTURE_RESOLUTION, cube_size, level, points, blank=blank)
 
 
 def refuse_shape_options(needed: str) -> None:
@@ -228,6 +236,8 @@ def render_images(
         face = hastened(face, precision, next(iter(heads.values())), settings)
     for seed, codes in heads.items():
         shapes = None if cut is None else ShapePictures.of(face, codes, cut)
+        if shapes is not None and shapes.missing:
+            click.echo(f"{seed}: {shapes.missing}; its shape stays white", err=True)
         grid = pictures.multi_view(face, codes, settings, names, cameras, shapes)
         path = folder / f"grid_{seed}.png"
         save_png(path, pictures.stack_rows(list(grid.values())))

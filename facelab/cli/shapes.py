@@ -32,6 +32,7 @@ class ShapeOptions:
         sheared: the original's lattice; None: as configured.
         turn: frames of a film of the turning mesh, 0: none.
         aligned: along the rays of the frontal camera, signed distances only.
+        blank: in pictures, a head without a surface stays white instead of being an error.
     """
 
     kinds: tuple[str, ...]
@@ -42,6 +43,7 @@ class ShapeOptions:
     sheared: bool | None = None
     turn: int = 0
     aligned: bool = False
+    blank: bool = False
 
     def cut(self, face: Any, codes: Any, colored: bool = True) -> Any:
         """The mesh of one head. UserError where the field never crosses the level."""
@@ -149,20 +151,32 @@ class ShapePictures:
     """Meshes of heads, cut out once and shaded from any camera: the layer ``shape``.
 
     Attributes:
-        surfaces: one for each head.
+        surfaces: one for each head; None where a head has no surface.
         limits: nearest and farthest distance from the camera that is seen, scene units, as in the rendering.
+        missing: why the first head without a surface has none; None: all have one.
     """
 
     surfaces: Sequence[Any]
     limits: tuple[float, float]
+    missing: str | None = None
 
     @staticmethod
     def of(face: Any, codes: Any, options: ShapeOptions) -> ShapePictures:
-        """The heads of N scenes' codes. UserError where the field never crosses the level."""
+        """The heads of N scenes' codes. UserError where the field never crosses the level, unless ``options.blank``."""
+        from facelab.errors import NoSurface
         from facelab.mesh.shading import Surface
 
-        meshes = [options.cut(face, codes[number], colored=False) for number in range(len(codes))]
-        return ShapePictures([Surface.of(mesh, face.device) for mesh in meshes], face.depth_range)
+        surfaces: list[Any] = []
+        missing: str | None = None
+        for number in range(len(codes)):
+            try:
+                surfaces.append(Surface.of(options.cut(face, codes[number], colored=False), face.device))
+            except NoSurface as error:
+                if not options.blank:
+                    raise
+                surfaces.append(None)
+                missing = missing or str(error).partition(";")[0]
+        return ShapePictures(surfaces, face.depth_range, missing)
 
     def picture(self, camera: Any, size: int) -> Any:
         """(N, 3, size, size) uint8 on the CPU: every head from the first camera, from the second ..."""
@@ -172,8 +186,11 @@ class ShapePictures:
 
         light = PointLight().scaled(float(camera.cam2world[0, :3, 3].norm()))
         near, far = self.limits
+        white = torch.full((1, 3, size, size), 255, dtype=torch.uint8)
         shaded = [
-            shade_mesh(one, camera[i], size, light=light, supersample=SUPERSAMPLE, near=near, far=far).cpu()
+            white
+            if one is None
+            else shade_mesh(one, camera[i], size, light=light, supersample=SUPERSAMPLE, near=near, far=far).cpu()
             for i in range(len(camera))
             for one in self.surfaces
         ]

@@ -54,6 +54,26 @@ class Ball:
 # --- pictures
 
 
+def test_a_head_without_a_surface_does_not_stop_the_others(models: dict[str, Path], tmp_path: Path) -> None:
+    """As in the originals it is told; beside other layers its shape stays white."""
+    face = facelab.load(models["stylesdf_volume"])
+    with torch.no_grad():
+        face.generator.field_net.distance.bias += 100
+    empty = face.save(tmp_path / "empty.safetensors")
+    options = ("--seeds", "0,1", "--yaws", "0", "--voxel-resolution", 10, "--device", "cpu", "--out", tmp_path / "out")
+    result = succeed("render_images", empty, *options, "--layers", "image,shape")
+    told = [line for line in result.stderr.splitlines() if "no surface at level 0" in line]
+    assert [line.partition(":")[0] for line in told] == ["0", "1"] and "its shape stays white" in told[0]
+    grid = pixels(tmp_path / "out" / "grid_1.png")
+    assert (grid[8:] == 255).all() and len(grid) == 16
+    film = ("--seeds", "0,1", "--num-frames", 2, "--layers", "image,shape", "--voxel-resolution", 10)
+    result = succeed("render_video", empty, *film, "--device", "cpu", "--out", tmp_path / "film")
+    assert result.stderr.count("no surface at level 0") == 1
+    for asked in (("--layers", "shape"), ("--layers", "image,shape", "--level", 0)):
+        refused = invoke("render_images", empty, *options, *asked)
+        assert refused.exit_code == 2 and refused.stderr.startswith("error: no surface at level 0"), asked
+
+
 @pytest.mark.parametrize("kind", list(SETTINGS))
 def test_grids(kind: str, models: dict[str, Path], tmp_path: Path) -> None:
     labelled, full = kind.startswith("cnerf"), "volume" not in kind

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -40,9 +41,21 @@ class Flag:
         return self.name.lower()
 
 
-NONNEGATIVE = click.FloatRange(min=0)
-ABOVE_ZERO = click.FloatRange(min=0, min_open=True)
-PROBABILITY = click.FloatRange(0, 1)
+class Finite(click.FloatRange):
+    """A number within bounds that is neither NaN nor infinite."""
+
+    name = "float"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"expected a finite number, got {value}", param, ctx)
+        return number
+
+
+NONNEGATIVE = Finite(min=0)
+ABOVE_ZERO = Finite(min=0, min_open=True)
+PROBABILITY = Finite(0, 1)
 POSITIVE = click.IntRange(min=1)
 COUNT = click.IntRange(min=0)
 
