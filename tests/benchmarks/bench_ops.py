@@ -7,8 +7,10 @@
 Needs a CUDA GPU and torch alone. 8 x 128 x 256 x 256, filter [1, 3, 3, 1], float32, float16 and bfloat16,
 contiguous and channels-last. Median and interquartile range by CUDA events after warm-up, with a queue that is
 never empty; ``host_ms`` is the CPU's time for a call. TB/s count each input number read once and each result
-written once. Every result is compared with the twin in float64 first: one that is wrong is no result. ``--sweep``
-tries the ways in which the kernels can share their work out and prints the fastest of each case.
+written once. Every result is compared with the twin in float64 first: one that is wrong is no result. ``ORIGINAL``
+holds the rates of the original's plugins, measured on the same kind of GPU (H200); rows of the kernels on the same
+shape have them as ``original_tb_per_s``, with the ``ratio`` of ours to them. ``--sweep`` tries the ways in which the
+kernels can share their work out and prints the fastest of each case.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,13 @@ FILTERS: dict[str, dict[str, Any]] = {
     "filter": {"padding": [2, 1, 2, 1]},
 }
 ACTIVATIONS: dict[str, dict[str, Any]] = {"bias_lrelu": {}, "bias_lrelu_clamp": {"clamp": 1.0}}
+SHAPE = (8, 128, 256, 256)  # batch by default
+ORIGINAL = {  # TB/s on SHAPE; of each dtype and layout the cases of ORIGINAL_CASES
+    ("float32", "nchw"): (1.27, 1.13, 1.26, 2.09),
+    ("float16", "nchw"): (0.60, 0.55, 0.62, 0.91),
+    ("float16", "channels_last"): (0.62, 0.47, 0.53, 0.87),
+}
+ORIGINAL_CASES = (*FILTERS, "bias_lrelu")
 WAYS = ("reference", "compiled", "triton")
 GRADIENTS = ("up2_gradient", "bias_lrelu_clamp_gradient")
 Work = Callable[[Tensor], Tensor]
@@ -88,7 +97,7 @@ def inputs(batch: int, dtypes: list[str], layouts: list[str]) -> Iterator[tuple[
         if str(dtype)[6:] not in dtypes or layout not in layouts:
             continue
         r = torch.Generator("cuda").manual_seed(1)
-        x = torch.randn(batch, 128, 256, 256, device="cuda", generator=r)
+        x = torch.randn(batch, *SHAPE[1:], device="cuda", generator=r)
         yield dtype, layout, x.to(dtype).to(memory_format=memory_format)
 
 
@@ -102,6 +111,17 @@ def measure(case: str, name: str, work: Work, twin: Work, x: Tensor, scale: floa
     host = statistics.median(host_times(lambda: work(x)))
     times = {"ms": round(median, 4), "ms_iqr": round(spread, 4), "host_ms": round(host, 4)}
     return {**row, **times, "tb_per_s": round(rate, 3)}
+
+
+def with_original(row: dict[str, Any], shape: Sequence[int]) -> dict[str, Any]:
+    """A row with the original's rate and the ratio to it, where the row is of our kernels and :data:`ORIGINAL` has one."""
+    rates = ORIGINAL.get((row["dtype"], row["layout"]))
+    known = rates is not None and row["case"] in ORIGINAL_CASES and tuple(shape) == SHAPE
+    if not known or row["implementation"] != "triton" or "tb_per_s" not in row:
+        return row
+    assert rates is not None
+    original = rates[ORIGINAL_CASES.index(row["case"])]
+    return {**row, "original_tb_per_s": original, "ratio": round(row["tb_per_s"] / original, 2)}
 
 
 def table(cases: list[str], *which: Any, ways: Collection[str] = WAYS) -> list[dict[str, Any]]:
@@ -121,7 +141,7 @@ def table(cases: list[str], *which: Any, ways: Collection[str] = WAYS) -> list[d
                 row = measure(case, name, work, twin, x, scale)
             except torch.OutOfMemoryError:
                 row = {"case": case, "implementation": name, "failed": "out of GPU memory"}
-            rows.append({**about, **row})
+            rows.append(with_original({**about, **row}, x.shape))
             print(json.dumps(rows[-1]), flush=True)
         torch._dynamo.reset()
     return rows
@@ -182,7 +202,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--only", help=f"parts of case names, comma-separated, of {', '.join(everything)}")
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=SHAPE[0])
     parser.add_argument("--ways", default=",".join(WAYS))
     parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--dtypes", default=",".join(str(dtype)[6:] for dtype in DTYPES))
@@ -198,7 +218,7 @@ def main() -> None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         about = {
             **versions(),
-            "shape": [options.batch, 128, 256, 256],
+            "shape": [options.batch, *SHAPE[1:]],
             "filter": [1, 3, 3, 1],
             "date": time.strftime("%F"),
         }
