@@ -95,9 +95,9 @@ def model_card(
     title = name or path.stem
     parts = [
         f"# {title}",
-        _opening(str(meta["method"]), config),
+        _opening(str(meta["method"]), config, converted=bool(meta.get("origin"))),
         "## Training",
-        f"```text\n{command or training_command(meta, staged)}\n```",
+        f"```text\n{command or _made_with(meta, staged, path)}\n```",
         _bullets(_training_facts(meta, staged, stored.step, timing, hardware)),
         "## Parts",
         _table(("network", "parameters", "type"), _parameters(stored.weights)),
@@ -105,14 +105,16 @@ def model_card(
         "## Measured",
         *_measured(metrics),
         "## Limits",
-        _bullets([*_limits(config, metrics), *notes]),
+        _bullets([*_limits(config, metrics, converted=bool(meta.get("origin"))), *notes]),
         "## Licence",
         _licence(config, meta),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _opening(method: str, config: Any) -> str:
+def _opening(method: str, config: Any, converted: bool) -> str:
+    if converted:
+        return f"{an(method).capitalize()} model, converted for facelab."
     size = sight_of(config).picture_size or config.render.resolution
     return f"{an(method).capitalize()} model for {size} px pictures, made with facelab."
 
@@ -142,9 +144,30 @@ def training_command(meta: Mapping[str, Any], staged: Any) -> str:
     return " ".join([start, *words])
 
 
+def _made_with(meta: Mapping[str, Any], staged: Any, path: Path) -> str:
+    """The command that this model came from: training, or the conversion of another program's file."""
+    if not meta.get("origin"):
+        return training_command(meta, staged)
+    curriculum = f" --curriculum {meta['curriculum']}" if meta.get("curriculum") else ""
+    return f"python scripts/convert_checkpoint.py {meta['method']} {_origin_file(meta)} {path.name}{curriculum}"
+
+
+def _origin_file(meta: Mapping[str, Any]) -> str:
+    origin = meta["origin"]
+    return str(origin.get("file", "FILE")) if isinstance(origin, Mapping) else str(origin)
+
+
 def _training_facts(
     meta: Mapping[str, Any], staged: Any, step: int, timing: Mapping[str, Any] | None, hardware: str | None
 ) -> list[str]:
+    if meta.get("origin"):
+        facts = [
+            f"Trained by another program: converted from {_origin_file(meta)}, which does not say on what pictures",
+            f"Steps: {step or 'not stated'}",
+        ]
+        if meta.get("curriculum"):
+            facts.append(f"Cameras and rendering are set as in the curriculum {meta['curriculum']}")
+        return [*facts, *([f"Hardware: {hardware}"] if hardware else [])]
     config = staged.at(step, int(meta.get("images", 0)))
     sight, data = sight_of(config), config.data
     prior = sight.prior
@@ -232,7 +255,7 @@ def _measured(metrics: Mapping[str, Any] | None) -> list[str]:
     return lines
 
 
-def _limits(config: Any, metrics: Mapping[str, Any] | None) -> list[str]:
+def _limits(config: Any, metrics: Mapping[str, Any] | None, converted: bool) -> list[str]:
     sight = sight_of(config)
     prior = sight.prior
     limits = [
@@ -242,7 +265,10 @@ def _limits(config: Any, metrics: Mapping[str, Any] | None) -> list[str]:
         f"Views beyond about {2 * prior.yaw_std:.2f} radians of yaw or {2 * prior.pitch_std:.2f} of pitch from the mean pose "
         "(two standard deviations) were rarely seen in training.",
     ]
-    if not config.data.path:
+    if converted:  # what stands in its configuration is what facelab would train with
+        limits = [] if sight.picture_size is None else limits[:1]
+        limits.append("What it was trained on is not recorded, nor from which views.")
+    elif not config.data.path:
         limits.append("It knows computed heads only: photographs of people are outside of what it has learnt.")
     if metrics is not None and "frechet_random" in metrics["metrics"]:
         limits.append(
@@ -256,6 +282,8 @@ def _bullets(lines: list[str]) -> str:
 
 
 def _licence(config: Any, meta: Mapping[str, Any]) -> str:
+    if meta.get("origin"):
+        return f"Not stated: that of the file it was converted from, {_origin_file(meta)}, decides."
     if config.data.path:
         return "Not stated: the licence of the training pictures decides."
     if meta.get("init_from") and find_bundled(meta["init_from"]) is None:

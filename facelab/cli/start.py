@@ -73,15 +73,16 @@ def start_from(path: Path, method: Any, fresh_discriminators: bool) -> Start:
     source = open_any(path)
     if source.method != method.name:
         raise UserError(f"{path} is {an(source.method)} model, which cannot start {an(method.name)} run")
-    if not hasattr(method, "inherited"):
-        model = {f"model.{key}": value for key, value in source.model.items() if value is not None}
-        return Start(Path(path), model, {})
-    config = _configuration(path, source, method)
     judged = any(name == "discriminator" or name.startswith("d_") for name in source.weights)
     notes = list(source.notes)
     if not judged or fresh_discriminators:
-        reason = "as asked" if judged else "the file has none"
-        notes.append(f"the discriminator starts anew, {reason}")
+        several = hasattr(method, "judges") and len(method.judges()) > 1
+        subject = "the discriminators start" if several else "the discriminator starts"
+        notes.append(f"{subject} anew, {'as asked' if judged else 'the file has none'}")
+    if not hasattr(method, "inherited"):
+        model = {f"model.{key}": value for key, value in source.model.items() if value is not None}
+        return Start(Path(path), model, {}, tuple(notes))
+    config = _configuration(path, source, method)
     firm, soft = method.inherited(config, judged and not fresh_discriminators)
     values = to_dict(config)
     return Start(Path(path), _leaves(values, firm), _leaves(values, soft), tuple(notes))

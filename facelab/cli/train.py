@@ -130,6 +130,7 @@ def run(
     from facelab.config import list_curricula as curricula
     from facelab.config import load_staged, resolve_curriculum, to_dict
     from facelab.deviations import active, describe, switched_back
+    from facelab.errors import UserError
     from facelab.methods import load_method
     from facelab.training.launch import launch, plan, under_torchrun
 
@@ -143,6 +144,8 @@ def run(
 
         plan(device, gpus, processes, torch.cuda.device_count() if device != "cpu" else 0)
     refuse_original(resume)
+    if fresh_discriminators and not init_from:
+        raise UserError("--fresh-discriminators is for --init-from MODEL, expected both; add it or drop the flag")
     trainable = load_method(method)
     named = {"data.path": data, "train.max_steps": max_steps, "train.seed": seed}
     changes = [f"{key}={value}" for key, value in named.items() if value is not None]
@@ -158,7 +161,7 @@ def run(
     check(trainable, staged, gpus or processes or 1)
     deviations = active(trainable.deviations, staged.at(0).reference)
     if is_first_process():
-        if start and hasattr(trainable, "inherited"):
+        if start:
             for line in start.describe(load_staged(trainable.config_type, [path]).at(0), staged.at(0)):
                 click.echo(line)
         for d in deviations:

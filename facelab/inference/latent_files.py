@@ -59,8 +59,8 @@ def read_codes(path: str | Path, generator: Any) -> Codes:
             values = {"w": _from_array(np.load(path, allow_pickle=False), generator)}
         else:
             values = _from_original(torch.load(path, map_location="cpu", weights_only=True))
-    except UserError:
-        raise
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     except Exception as error:
         raise UserError(
             f"{path} cannot be read as codes ({type(error).__name__}); expected a file of --save-latents"
@@ -74,6 +74,8 @@ def read_codes(path: str | Path, generator: Any) -> Codes:
                 f"{path} does not fit this generator: expected codes '{name}' of shape (N, *{shape}), "
                 f"got {'none' if got is None else f'(N, *{got})'}; were they made with another model?"
             )
+        if len(values[name]) == 0:
+            raise UserError(f"{path} holds no head: its codes '{name}' are empty; save them again")
         if not torch.isfinite(values[name]).all():
             raise UserError(f"{path} holds NaN or infinite numbers in its codes '{name}'; expected those of a head")
     device = next(generator.parameters()).device
@@ -100,15 +102,26 @@ def _from_original(data: Any) -> dict[str, Tensor]:
     codes = {}
     for name in ("geo", "app"):
         if f"truncated_frequencies_{name}" in data:
-            parts = [data[f"truncated_frequencies_{name}"], data[f"truncated_phase_shifts_{name}"]]
+            keys = [(f"truncated_frequencies_{name}", None), (f"truncated_phase_shifts_{name}", None)]
         elif f"w_{name}_frequencies" in data:
-            parts = [
-                data[f"w_{name}_frequencies"] + data.get(f"w_{name}_frequency_offsets", 0),
-                data[f"w_{name}_phase_shifts"] + data.get(f"w_{name}_phase_shift_offsets", 0),
+            keys = [
+                (f"w_{name}_frequencies", f"w_{name}_frequency_offsets"),
+                (f"w_{name}_phase_shifts", f"w_{name}_phase_shift_offsets"),
             ]
         else:
             raise UserError(
-                f"no codes of '{name}' in it; expected keys such as w_{name}_frequencies, got {sorted(data)[:4]}"
+                f"no codes of '{name}' in it; expected keys such as w_{name}_frequencies, got {sorted(map(str, data))[:4]}"
             )
-        codes[name] = torch.stack([p.detach().float() for p in parts], dim=1)
+        parts = []
+        for base, offset in keys:
+            value = data.get(base)
+            if offset is not None and isinstance(value, Tensor) and isinstance(data.get(offset), Tensor):
+                value = value + data[offset] if value.shape == data[offset].shape else None
+            if not isinstance(value, Tensor) or value.ndim != 2 or (parts and value.shape != parts[0].shape):
+                raise UserError(
+                    f"'{base}' is missing or does not fit the others; expected tensors (N, width), offsets, frequencies "
+                    f"and phases of '{name}' of the same shape"
+                )
+            parts.append(value.detach().float())
+        codes[name] = torch.stack(parts, dim=1)
     return codes

@@ -67,6 +67,8 @@ class TrainConfig:
             "train", self, counts=("max_steps", "batch_per_gpu", "batch_size", "batch_chunk", "nan_limit"),
             positive=("grad_clip",), not_negative=("workers",),
         )  # fmt: skip
+        if abs(self.seed) >= 2**63:
+            raise ValueError(f"train.seed must lie between -2^63 and 2^63, got {self.seed}")
         if not 0 < self.loss_scale < 2**24:
             raise ValueError(f"train.loss_scale must lie above 0 and below 2^24, got {self.loss_scale}")
 

@@ -133,7 +133,10 @@ def read_original(
             "averages": beside.name if beside is not None and "ema" in raw.states else None,
         },
     }
-    weights = {name: with_averages(raw.converted(name), config) for name in raw.states}
+    try:
+        weights = {name: with_averages(raw.converted(name), config) for name in raw.states}
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     return Original(method, model, weights, meta, notes)
 
 
@@ -146,10 +149,24 @@ def find_ema(path: Path) -> Path | None:
 def with_averages(state: dict[str, Tensor], config: SirenGeneratorConfig) -> dict[str, Tensor]:
     """The state dict with stored averages of the mapping networks (10 000 fixed draws)."""
     generator = SirenGenerator(config)
-    missing, unexpected = generator.load_state_dict(state, strict=False)
+    try:
+        missing, unexpected = generator.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip().rstrip(".")
+        raise UserError(
+            f"the generator does not fit its own shapes ({reason}); copy or download the file again"
+        ) from error
     missing = [key for key in missing if not key.startswith("average_")]
     if missing or unexpected:
-        raise UserError(f"the generator does not fit its own shapes: missing {missing[:3]}, unknown {unexpected[:3]}")
+        raise UserError(
+            f"the generator does not fit its own shapes: missing {missing[:3]}, unknown {unexpected[:3]}; copy or download "
+            "the file again"
+        )
+    for name, value in state.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise UserError(
+                f"'{name}' holds NaN or infinite numbers, expected weights; copy or download the file again"
+            )
     generator.update_averages()
     return {key: value.detach().clone() for key, value in generator.state_dict().items()}
 
