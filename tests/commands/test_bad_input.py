@@ -236,26 +236,6 @@ FILES: list[Row] = [
         ("not those of a pi-GAN or FENeRF generator", "'layers.5.network.0.weight'", "is this a discriminator"),
     ),
     (
-        "a model by another ending",
-        lambda p: ["convert_checkpoint", "auto", GENERATOR, p.out / "model.pth"],
-        ("model.pth: expected a name that ends in .safetensors, or a folder", "rename it"),
-    ),
-    (
-        "a file where the model's folder would be, before the source is read",
-        lambda p: ["convert_checkpoint", "auto", hostile(p), GENERATOR / "models" / "m.safetensors"],
-        (f"cannot write {GENERATOR}", "a file stands where a folder is needed"),
-    ),
-    (
-        "a folder of the model's name, before the source is read",
-        lambda p: [
-            "convert_checkpoint",
-            "auto",
-            hostile(p),
-            (p.folder / "m.safetensors").mkdir() or p.folder / "m.safetensors",
-        ],
-        ("m.safetensors: a folder stands where a file is needed",),
-    ),
-    (
         "another method's file",
         lambda p: ["convert_checkpoint", "pigan", GENERATOR, p.out],
         ("is a fenerf generator, not pigan", "convert_checkpoint fenerf"),
