@@ -24,7 +24,7 @@ from facelab.config import from_dict, to_dict
 from facelab.data.classes import PALETTE
 from facelab.deviations import Deviation, active
 from facelab.draws import Draws
-from facelab.errors import UserError, an, nearest
+from facelab.errors import TAKE_A_MODEL, TAKE_IT_AGAIN, UserError, an, nearest
 from facelab.generator import Codes, GeneratorOutput, Scene, fill_output
 from facelab.methods import load_method
 from facelab.rendering.background import FILL_VALUES
@@ -65,7 +65,8 @@ def load(path: str | Path, device: str | torch.device = "cpu", weights: str | No
     checkpoint = load_checkpoint(found, device="cpu", with_state=False)
     missing = {"method", "config"} - set(checkpoint.meta)
     if missing:
-        raise UserError(f"{path} does not say its {' and '.join(sorted(missing))}, so no model can be built from it")
+        lacks = " and ".join(sorted(missing))
+        raise UserError(f"{path} does not say its {lacks}, so no model can be built from it; {TAKE_A_MODEL}")
     method = load_method(str(checkpoint.meta["method"]))
     staged = from_dict(method.config_type, checkpoint.meta["config"], where=str(path))  # type: ignore[arg-type]
     config = staged.at(int(checkpoint.step), int(checkpoint.meta.get("images", 0)))  # type: ignore[call-overload]
@@ -73,7 +74,8 @@ def load(path: str | Path, device: str | torch.device = "cpu", weights: str | No
     if weights is not None and weights not in available:
         raise UserError(f"{path} has no weights '{weights}', it has {', '.join(available) or 'no generator at all'}")
     if not available:
-        raise UserError(f"{path} holds no generator, only {sorted(checkpoint.weights)}")
+        held = ", ".join(sorted(checkpoint.weights)) or "nothing"
+        raise UserError(f"{path} holds no generator, only {held}; {TAKE_A_MODEL}")
     generator = method.build_generator(config)
     chosen = checkpoint.weights[weights or available[0]]
     check_finite(path, chosen)
@@ -82,7 +84,9 @@ def load(path: str | Path, device: str | torch.device = "cpu", weights: str | No
         generator.load_state_dict(state)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
-        raise UserError(f"{path}: the weights do not fit the configuration stored with them ({reason})") from error
+        raise UserError(
+            f"{path}: the weights do not fit the stored configuration ({reason}); {TAKE_IT_AGAIN}"
+        ) from error
     generator.eval().requires_grad_(False).to(device)
     if generator.field_net.precision == "fp16" and torch.device(device).type == "cpu":
         generator.field_net.precision = "fp32"  # the fused kernels are for GPUs

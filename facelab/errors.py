@@ -6,6 +6,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+# Remedies that several errors end in: for a file that is no model, and for weights that are not whole.
+TAKE_A_MODEL = "take a run folder, or what scripts/export_model.py or convert_checkpoint.py writes"
+TAKE_IT_AGAIN = "take another checkpoint, or copy, convert or export the file again"
+
 
 class UserError(Exception):
     """A problem the user can mend: one line that says what, expected, got and remedy.

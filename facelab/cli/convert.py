@@ -153,7 +153,10 @@ class Initialised:
         source = open_any(self._path)
         best = next((source.weights[k] for k in ("ema", "generator") if k in source.weights), None)
         if best is None:
-            raise UserError(f"{self._path} holds no generator to start from")
+            raise UserError(
+                f"{self._path} holds no generator to start from, only {', '.join(sorted(source.weights)) or 'nothing'}; take "
+                "a run folder or an exported model"
+            )
         loaded = {"generator": best}
         if not self._fresh:
             loaded |= {name: source.weights[name] for name in models if name in source.weights and name != "generator"}

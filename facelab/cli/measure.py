@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from facelab.cli.bars import Bar, counted
 from facelab.cli.measure_regions import SegmentedModel
 from facelab.cli.sight import real_set, sight_of, synthetic_heads, synthetic_labels
-from facelab.errors import UserError
+from facelab.errors import TAKE_IT_AGAIN, UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -383,7 +383,13 @@ def pose_encoder(model: Any) -> tuple[Callable[[Any], Any], int]:
         raise UserError(f"pose needs a discriminator with a pose head; {model.config.discriminator.kind} has none")
     discriminator = ProgressiveDiscriminator(config)
     state = {k: v.float() if v.is_floating_point() else v for k, v in stored.weights["d_image"].items()}
-    discriminator.load_state_dict(state)
+    try:
+        discriminator.load_state_dict(state)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise UserError(
+            f"{model.path}: the weights of 'd_image' do not fit the stored configuration ({reason}); {TAKE_IT_AGAIN}"
+        ) from error
     discriminator.eval().requires_grad_(False).to(model.device)
     alpha = fade_in(method, stored.meta, stored.step)
     return lambda picture: discriminator(picture, alpha).pose, model.config.render.resolution

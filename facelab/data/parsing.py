@@ -62,7 +62,7 @@ def load_parser(path: str | Path, device: torch.device | str = "cpu") -> FacePar
             raise ValueError("expected a BiSeNet face parser with 19 or 20 classes, or a parser of facelab's")
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} is not a face parser that facelab knows: {reason}") from error
+        raise UserError(f"{path} is not a face parser that facelab knows: {reason}; get the file again") from error
     return parser.to(device)
 
 

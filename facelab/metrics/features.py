@@ -212,7 +212,10 @@ def _fid_state(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], pa
         else:
             state[name] = tensors[name].float()
     if classes is None:
-        raise UserError(f"{path} has no fc.weight of {FID_CLASSES} rows, so it may not be the FID network")
+        raise UserError(
+            f"{path} has no fc.weight of {FID_CLASSES} rows, so it may not be the FID network; "
+            "use pt_inception-2015-12-05-6726825d.pth"
+        )
     return state
 
 

@@ -158,7 +158,10 @@ def restore_run(
         _load_parts(checkpoint, state, parts)
     except (KeyError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()
-        raise UserError(f"{path} does not fit the networks of this configuration: {' '.join(reason)[:300]}") from error
+        raise UserError(
+            f"{path} does not fit the networks of this configuration: {' '.join(' '.join(reason).split())[:300]}; resume with "
+            "the settings it was written with, or from an earlier checkpoint"
+        ) from error
     stored = dict(state["position"])
     stored["starts"] = [tuple(start) for start in stored["starts"]]
     generators = state["random"]

@@ -92,7 +92,10 @@ def derive_config(state: Mapping[str, Tensor], class_name: str | None = None) ->
 
     def shape(key: str) -> tuple[int, ...]:
         if key not in ours:
-            raise UserError(f"the file has no tensor {key!r} (our name); it is damaged or of another method")
+            raise UserError(
+                f"the file has no tensor {key!r} (our name): it is damaged or of another method; copy or download it again, "
+                "or name its method (auto finds it)"
+            )
         return tuple(ours[key].shape)
 
     def count(prefix: str) -> int:

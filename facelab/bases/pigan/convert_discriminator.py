@@ -161,7 +161,7 @@ def _channels(original: StateDict) -> tuple[int, ...]:
     if len(adapters) < 2 or "fromRGB.0.model.0.weight" not in original or "final_layer.weight" not in original:
         raise UserError(
             "this is no discriminator of pi-GAN or FENeRF: expected the keys fromRGB.<i>.model.0.weight and "
-            f"final_layer.weight, got {list(original)[:3]} ..."
+            f"final_layer.weight, got {list(original)[:3]} ...; check the path"
         )
     return tuple(int(original[f"fromRGB.{i}.model.0.weight"].shape[0]) for i in range(len(adapters)))
 
@@ -195,5 +195,6 @@ def _check_keys(original: StateDict, config: DiscriminatorConfig) -> None:
     if missing or unknown or differing:
         raise UserError(
             f"these weights do not fit the discriminator: missing {missing[:3]} ({len(missing)} in all), "
-            f"unknown {unknown[:3]} ({len(unknown)}), other shapes {differing[:3]} ({len(differing)})"
+            f"unknown {unknown[:3]} ({len(unknown)}), other shapes {differing[:3]} ({len(differing)}); copy or download the "
+            "file again"
         )

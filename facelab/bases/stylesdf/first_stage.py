@@ -81,7 +81,10 @@ def open_stored(
         weights = checkpoint.weights
     name = next((group for group in groups if group in weights), None)
     if name is None:
-        raise UserError(f"{path} holds no generator to start from; it has {', '.join(sorted(weights)) or 'nothing'}")
+        raise UserError(
+            f"{path} holds no generator to start from, it has {', '.join(sorted(weights)) or 'nothing'}; take the run of a "
+            "first stage"
+        )
     return Stored(Path(path), config, weights[name], foreign)
 
 
@@ -117,7 +120,10 @@ def fill_renderer(generator: Any, stored: Stored, own: Callable[[str], bool]) ->
         given = stored.weights.get(key)
         if given is None or given.shape != value.shape:
             got = "none" if given is None else tuple(given.shape)
-            raise UserError(f"{stored.path} does not fit: '{key}' must be {tuple(value.shape)}, got {got}")
+            raise UserError(
+                f"{stored.path} does not fit: '{key}' must be {tuple(value.shape)}, got {got}; take another checkpoint of the "
+                "first stage, or the model settings that it has"
+            )
     generator.load_state_dict({**mine, **{key: stored.weights[key].to(mine[key]) for key in wanted}})
     generator.forget_averages()
 

@@ -116,6 +116,7 @@ _TRANSFORMERS = (
     ("norm1", "layer_norm1"), ("norm2", "layer_norm2"), ("output", "self_attn.out_proj"), ("widen", "mlp.fc1"),
     ("narrow", "mlp.fc2"),
 )  # fmt: skip
+AGAIN = "get the file again, from open_clip, OpenAI or transformers"  # the remedy for one that is not whole
 _OPENAI_MARKS = ("input_resolution", "context_length", "vocab_size")  # numbers that only OpenAI's own files carry
 
 
@@ -228,7 +229,7 @@ class _TextNames(_Names):
 def _shape(state: Mapping[str, Tensor], name: str, dimensions: int) -> tuple[int, ...]:
     if name not in state or state[name].ndim != dimensions:
         got = tuple(state[name].shape) if name in state else "no block at all"
-        raise UserError(f"this is not CLIP: {name} must have {dimensions} dimensions, got {got}")
+        raise UserError(f"this is not CLIP: {name} must have {dimensions} dimensions, got {got}; {AGAIN}")
     return tuple(state[name].shape)
 
 
@@ -241,6 +242,6 @@ def _filled(network: Any, state: Mapping[str, Tensor]) -> Any:
     for name, value in expected.items():
         if name not in state or state[name].shape != value.shape:
             got = tuple(state[name].shape) if name in state else "nothing"
-            raise UserError(f"this is not CLIP: {name} must be {tuple(value.shape)}, got {got}")
+            raise UserError(f"this is not CLIP: {name} must be {tuple(value.shape)}, got {got}; {AGAIN}")
     network.load_state_dict(dict(state))
     return network.requires_grad_(False).eval()
