@@ -30,7 +30,7 @@ class RenderSettings:
         lock_view: the field sees the direction (0, 0, -1) instead of the ray's; signed distance fields see the
             ray's direction in the camera's own axes.
         coarse_gradient: keep the graph of the coarse samples; False evaluates them without gradient.
-        normals: also compute surface normals from the density gradient.
+        normals: also compute normals: gradients of density composited over the ray, of a signed distance at the surface.
         max_points: field evaluations per chunk of rays when no gradient is recorded.
         recompute: with gradient, keep nothing between chunks of ``max_points`` and recompute in the backward.
         spacing: depths evenly spaced along the ray, or in ``disparity`` 1 / t (midpoint compositing only).
