@@ -175,7 +175,7 @@ SETTINGS: list[Row] = [
     ("unknown pose prior", setting("camera.distribution=gausian"), ("camera.distribution expects", "'gaussian'")),
     ("unknown variant", setting("model.variant=SIRENBASELINE"), ("model.variant 'SIRENBASELINE'", "Did you mean")),
     ("unknown code", setting("loss.latent.z_goe=1"), ("loss.latent.z_goe", "z_geo, z_app", "Did you mean 'z_geo'?")),
-    ("momentum of one", setting("optim.betas=[0,1]"), ("optim.betas must lie in [0, 1)", "got (0.0, 1.0)")),
+    ("momentum of one", setting("optim.betas=[0,1]"), ("optim.betas must be 0 or more and below 1", "got (0.0, 1.0)")),
     ("batch and chunk", setting("train.batch_chunk=3"), ("a batch of 4 in chunks of 3", "multiple of 3", "change")),
     ("environment in a setting", setting("data.path=${oc.env:HOME}"), ("is refused", "write the value itself")),
     ("option misspelt", lambda p: fenerf("--curiculum", "x"), ("--curiculum", "--curriculum", "--help")),

@@ -32,7 +32,7 @@ OUT_OF_RANGE = {
     "render.resolution=0": "render.resolution must be at least 1, got 0",
     "render.samples=2": "render.samples must be at least 3, got 2",
     "render.near=0": "render.near must be above 0, got 0.0",
-    "render.far=0.5": "render.far must be beyond render.near, got near=0.88, far=0.5",
+    "render.far=0.5": "render.near and render.far must satisfy 0 < near < far, got near=0.88, far=0.5",
     "render.max_points=0": "render.max_points must be at least 1, got 0",
     "render.noise_steps=-1": "render.noise_steps must be 0 or more, got -1",
     "loss.r1=-1": "loss.r1 must be 0 or more, got -1.0",

@@ -119,7 +119,9 @@ class RenderConfig:
         if self.samples < 3:
             raise ValueError(f"render.samples must be at least 3, got {self.samples}")
         if self.far <= self.near:
-            raise ValueError(f"render.far must be beyond render.near, got near={self.near}, far={self.far}")
+            raise ValueError(
+                f"render.near and render.far must satisfy 0 < near < far, got near={self.near}, far={self.far}"
+            )
 
 
 @dataclass(frozen=True)
