@@ -13,6 +13,7 @@ import click
 
 from facelab.cli.common import (
     LAST_SEED,
+    FiniteFloat,
     OneLineCommand,
     device_option,
     friendly,
@@ -95,7 +96,7 @@ class Edit:
 )
 @click.option("--num-frames", type=click.IntRange(1), default=PAIR_FRAMES, show_default=True, help="Of --video.")
 @click.option("--trajectory", default="front", show_default=True, help=f"Camera path of --video: {TRAJECTORIES}.")
-@click.option("--fps", type=click.FloatRange(1), default=25.0, show_default=True, help="Frames per second of --video.")
+@click.option("--fps", type=FiniteFloat(1, 1000), default=25.0, show_default=True, help="Frames per second of --video.")
 @click.option("--mesh", default=None, help="Also meshes before and after: ply, obj, glb; several with commas.")
 @shape_options
 @quality_options

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from facelab.cli.common import Command
+from facelab.cli.common import Command, FiniteFloat
 from facelab.cli.photo_input import (
     PATH,
     batch_option,
@@ -44,7 +44,7 @@ SETTINGS = {  # option -> setting of FaceDNeRFConfig
     "diffusion_precision": "guidance.precision",
 }
 LOW_MEMORY = ("memory.recompute=true", "memory.superresolution=bf16", "memory.max_points=500000")
-WEIGHT = click.FloatRange(0)
+WEIGHT = FiniteFloat(0)
 
 
 def source_options(function: Command) -> Command:
@@ -82,7 +82,7 @@ def method_options(side: bool) -> Any:
         *(_side_options() if side else ()),
         click.option(
             "--sample-factor",
-            type=click.FloatRange(0, min_open=True),
+            type=FiniteFloat(0, min_open=True),
             default=None,
             help="On the model's samples per ray.",
         ),
@@ -124,7 +124,9 @@ def text_options(function: Command) -> Command:
             default=None,
             help="[default: bf16 on a GPU, fp32 on a CPU]",
         ),
-        click.option("--guidance", type=float, default=None, help="How strongly the prompt pulls.  [default: 100]"),
+        click.option(
+            "--guidance", type=FiniteFloat(), default=None, help="How strongly the prompt pulls.  [default: 100]"
+        ),
         click.option("--embeddings", type=PATH, default=None, help="Folder that keeps encoded prompts."),
         click.option("--clip", type=PATH, default=None, help="CLIP's file: its similarity counts, too, or alone."),
         click.option(

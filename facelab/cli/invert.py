@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from facelab.cli.common import Command, OneLineCommand, device_option, friendly, model_argument, open_model, pick_device
+from facelab.cli.common import (
+    Command,
+    FiniteFloat,
+    OneLineCommand,
+    device_option,
+    friendly,
+    model_argument,
+    open_model,
+    pick_device,
+)
 from facelab.cli.photo_input import (
     PATH,
     PHOTO_SOURCES,
@@ -67,12 +76,12 @@ def _photo_options(function: Command) -> Command:
 
 def _optimisation_options(function: Command) -> Command:
     """How codes are found."""
-    positive = click.FloatRange(0)
+    positive = FiniteFloat(0)
     options = (
         click.option("--steps", type=click.IntRange(1), default=500, show_default=True, help="Of the optimisation."),
         click.option(
             "--lr",
-            type=click.FloatRange(0, min_open=True),
+            type=FiniteFloat(0, min_open=True),
             default=0.05,
             show_default=True,
             help="Per step, in standard deviations of the codes.",
@@ -80,7 +89,7 @@ def _optimisation_options(function: Command) -> Command:
         click.option("--refine-camera", is_flag=True, help="Also find azimuth and elevation."),
         click.option(
             "--camera-lr",
-            type=click.FloatRange(0, min_open=True),
+            type=FiniteFloat(0, min_open=True),
             default=0.1,
             show_default=True,
             help="Degrees per step, of --refine-camera.",
@@ -130,7 +139,7 @@ def _optimisation_options(function: Command) -> Command:
         ),
         click.option(
             "--tune-lr",
-            type=click.FloatRange(0, min_open=True),
+            type=FiniteFloat(0, min_open=True),
             default=3e-4,
             show_default=True,
             help="Learning rate of the tuning.",

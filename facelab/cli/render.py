@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -428,22 +428,32 @@ def extract_mesh(
         names = face.region_names if regions.strip() == "all" and face.region_names else named_regions(face, regions)
         parts = {f"_{name}": face.only([name], carve=True) for name in names}
     folder = make_folder(out)
-    for seed, codes in heads_of(face, seeds, psi, truncation_cutoff, latents).items():
-        for suffix, part in parts.items():
-            for path in _shape_files(part, codes, folder, f"{seed}{suffix}", options, regions):
-                click.echo(str(path))
+    heads = heads_of(face, seeds, psi, truncation_cutoff, latents)
+    several = len(heads) > 1 or (regions is not None and regions.strip() == "all")
+    jobs = {f"{name}{suffix}": (part, codes) for name, codes in heads.items() for suffix, part in parts.items()}
+    _shape_files(jobs, folder, options, several)
 
 
-def _shape_files(
-    face: Any, codes: Any, folder: Path, name: str, options: ShapeOptions, regions: str | None
-) -> list[Path]:
-    """:func:`write_shapes`; of all regions, those without a surface are passed over with a line."""
+def _shape_files(jobs: Mapping[str, tuple[Any, Any]], folder: Path, options: ShapeOptions, several: bool) -> None:
+    """:func:`write_shapes` for each name; of ``several``, those without a surface are passed over with a line.
+
+    UserError where there is none at all.
+    """
     from facelab.errors import NoSurface
 
-    try:
-        return write_shapes(face, codes, folder, name, options)
-    except NoSurface as error:
-        if regions is None or regions.strip() != "all":
-            raise
-        click.echo(f"{name}: {error}", err=True)
-        return []
+    missing: NoSurface | None = None
+    written = False
+    for name, (face, codes) in jobs.items():
+        try:
+            paths = write_shapes(face, codes, folder, name, options)
+        except NoSurface as error:
+            if not several:
+                raise
+            click.echo(f"{name}: {str(error).partition(';')[0]}", err=True)
+            missing = error
+            continue
+        written = True
+        for path in paths:
+            click.echo(str(path))
+    if missing is not None and not written:
+        raise missing

@@ -12,14 +12,15 @@ def ramped_rate(step: int, steps: int, base: float, rampdown: float = 0.25, ramp
     Args:
         step: 0 ... steps - 1.
         base: rate in between.
-        rampdown, rampup: shares of the steps.
+        rampdown, rampup: shares of the steps, 0: none.
 
     >>> [round(ramped_rate(s, 100, 0.1), 4) for s in (0, 5, 50, 99)]
     [0.0, 0.1, 0.1, 0.0004]
     """
     t = step / steps
-    ramp = min(1.0, (1 - t) / rampdown)
-    return base * (0.5 - 0.5 * math.cos(math.pi * ramp)) * min(1.0, t / rampup)
+    down = min(1.0, (1 - t) / rampdown) if rampdown else 1.0
+    up = min(1.0, t / rampup) if rampup else 1.0
+    return base * (0.5 - 0.5 * math.cos(math.pi * down)) * up
 
 
 def perturbation(step: int, steps: int, deviation: float, factor: float = 0.05, ramp: float = 0.75) -> float:

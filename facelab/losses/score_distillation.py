@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from facelab.draws import Draws
 from facelab.errors import nearest
+from facelab.ranges import check_ranges
 
 Formula = Literal["beyond_prompt", "from_empty"]
 Weighting = Literal["one_minus_alpha", "sqrt_alpha", "one"]
@@ -129,14 +130,10 @@ class GuidanceSettings:
         end = self.t_max if self.t_max_end is None else self.t_max_end
         if not (0 <= self.t_min <= self.t_max <= 1 and self.t_min <= end <= 1):
             raise ValueError(
-                f"time steps need 0 <= t_min <= t_max <= 1, got t_min {self.t_min}, t_max {self.t_max}, t_max_end {end}"
+                f"time steps need 0 <= guidance.t_min <= guidance.t_max <= 1, got t_min {self.t_min}, "
+                f"t_max {self.t_max}, t_max_end {end}"
             )
-        for name in ("samples", "rows", "picture_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if self.clip is not None and not self.clip > 0:
-            raise ValueError(f"clip must be positive, got {self.clip}")
+        check_ranges("guidance", self, counts=("samples", "rows", "picture_size"), positive=("clip",))
 
     def range_at(self, progress: float, steps: int) -> tuple[int, int]:
         """First and last time step, of a schedule of ``steps``, when ``progress`` (0..1) of the optimisation is done."""

@@ -248,8 +248,8 @@ def test_bad_input(volume: Path, full: Path, tmp_path: Path) -> None:
         ((volume, source, *SHORT, "--camera", "5,x"), "AZIMUTH,ELEVATION in degrees"),
         ((volume, source, *SHORT, "--camera", "95,0"), "within -90..90"),
         (
-            (volume, source, "--camera-from", "deep3d", "--deep3d-weights", tmp_path / "no.pth", "--device", "cpu"),
-            r"no\.pth",
+            (volume, ASTRONAUT / "astronaut.png", "--camera-from", "deep3d", "--deep3d-weights", tmp_path / "no.pth"),
+            r"no\.pth|no MTCNN weights",
         ),
         ((volume, source, *SHORT, "--mask", tmp_path / "no.png"), "--mask: no file"),
         ((volume, source, *SHORT, "--mask", ASTRONAUT), "--mask: nothing for me.png in"),
@@ -264,6 +264,8 @@ def test_bad_input(volume: Path, full: Path, tmp_path: Path) -> None:
         ((full, source, *SHORT, "--tune-parts", "decodr"), "no part 'decodr'.*Did you mean 'decoder'"),
         ((volume, source, *SHORT, "--picture-weight", 0, "--perceptual-weight", 0), "nothing to aim at"),
         ((volume, source, *SHORT, "--steps", 0), "'--steps'"),
+        ((volume, source, *SHORT, "--lr", "nan"), "'--lr': expected a finite number, got nan"),
+        ((volume, source, *SHORT, "--prior-weight", "inf"), "'--prior-weight': expected a finite number, got inf"),
         ((volume,), "Missing argument 'PHOTOS"),
     ]
     for arguments, expected in cases:

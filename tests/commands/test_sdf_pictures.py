@@ -15,9 +15,11 @@ from torch import Tensor
 
 import facelab
 from facelab.api import FaceModel
+from facelab.cli.shapes import ShapeOptions, write_shapes
 from facelab.data.regions import REGION_PALETTE
-from facelab.errors import UserError
+from facelab.errors import NoSurface, UserError
 from facelab.fields.output import FieldOutput
+from facelab.generator import Codes
 from facelab.inference.latent_files import read_codes, save_codes
 from facelab.inference.video import read_video
 from facelab.mesh.io import load_mesh, load_mrc
@@ -54,6 +56,21 @@ class Ball:
 # --- pictures
 
 
+def test_a_mesh_that_is_missing_does_not_stop_the_others(
+    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_the_first(face: FaceModel, codes: Codes, folder: Path, name: str, options: ShapeOptions) -> list[Path]:
+        if name == "0":
+            raise NoSurface("no surface at level 0; choose another")
+        return write_shapes(face, codes, folder, name, options)
+
+    monkeypatch.setattr("facelab.cli.render.write_shapes", without_the_first)
+    small = ("--voxel-resolution", 10, "--device", "cpu", "--out", tmp_path)
+    result = succeed("extract_mesh", models["stylesdf_volume"], "--seeds", "0,1", *small)
+    assert result.stdout.split() == [str(tmp_path / "1.ply")] and result.stderr == "0: no surface at level 0\n"
+    assert invoke("extract_mesh", models["stylesdf_volume"], "--seeds", "0", *small).exit_code == 2
+
+
 def test_a_head_without_a_surface_does_not_stop_the_others(models: dict[str, Path], tmp_path: Path) -> None:
     """As in the originals it is told; beside other layers its shape stays white."""
     face = facelab.load(models["stylesdf_volume"])
@@ -69,6 +86,9 @@ def test_a_head_without_a_surface_does_not_stop_the_others(models: dict[str, Pat
     film = ("--seeds", "0,1", "--num-frames", 2, "--layers", "image,shape", "--voxel-resolution", 10)
     result = succeed("render_video", empty, *film, "--device", "cpu", "--out", tmp_path / "film")
     assert result.stderr.count("no surface at level 0") == 1
+    meshes = invoke("extract_mesh", empty, "--seeds", "0,1", "--voxel-resolution", 10, *options[-4:])
+    assert meshes.exit_code == 2 and meshes.stderr.splitlines()[-1].startswith("error: no surface at level 0")
+    assert [line.partition(":")[0] for line in meshes.stderr.splitlines()] == ["0", "1", "error"]
     for asked in (("--layers", "shape"), ("--layers", "image,shape", "--level", 0)):
         refused = invoke("render_images", empty, *options, *asked)
         assert refused.exit_code == 2 and refused.stderr.startswith("error: no surface at level 0"), asked

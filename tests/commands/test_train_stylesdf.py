@@ -183,6 +183,12 @@ def test_flags_of_the_original_are_settings(volume: Path, tmp_path: Path) -> Non
     assert resolved("--no_sdf", "--raw_noise_std", 0.5)[0].render.density_noise == 0.5
 
 
+def test_numbers_that_are_none_are_refused_by_the_name_of_the_flag() -> None:
+    for flag, value in (("--r1", "nan"), ("--fov", "inf"), ("--azim", "nan"), ("--mixing", "nan")):
+        assert f"'{flag}': expected a finite number, got {value}" in refused(*FULL, flag, value)
+    assert refused("--identities", 3).startswith("error: --identities is a flag of the original; here: scripts/render")
+
+
 def test_the_default_curriculum_follows_the_stage(volume: Path) -> None:
     words = ("--data", "", "--dry-run", "--set", "render.resolution=8")
     small = [x for key in ("width", "style_dim", "latent_dim") for x in ("--set", f"model.{key}=16")]

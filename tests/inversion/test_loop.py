@@ -100,6 +100,11 @@ def test_photos_side_by_side_do_not_know_each_other() -> None:
             torch.testing.assert_close(value, together.state(i)[name], rtol=2e-4, atol=2e-5, msg=name)
 
 
+def test_a_rate_without_ramps() -> None:
+    assert [ramped_rate(step, 4, 0.1, rampdown=0, rampup=0) for step in range(4)] == [0.1] * 4
+    assert ramped_rate(0, 4, 0.1, rampdown=0.5, rampup=0) == 0.1
+
+
 def test_the_best_step_is_kept() -> None:
     """With a rate far too high the loss grows; the result is the best of what was seen, per photo."""
     target, _ = own_pictures(Double(), VIEWS)

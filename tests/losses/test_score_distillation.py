@@ -263,10 +263,10 @@ def test_pictures_of_any_size_are_brought_to_the_denoisers() -> None:
         ({"formula": "from_emtpy"}, "Did you mean 'from_empty'"),
         ({"weighting": "two"}, "weighting must be one of"),
         ({"precision": "fp8"}, "fp16, bf16, fp32"),
-        ({"t_min": 0.9, "t_max": 0.5}, "t_min <= t_max"),
+        ({"t_min": 0.9, "t_max": 0.5}, "t_min <= guidance.t_max"),
         ({"t_max_end": 0.01}, "t_max_end 0.01"),
         ({"samples": 0}, "samples must be at least 1"),
-        ({"clip": 0.0}, "clip must be positive"),
+        ({"clip": 0.0}, "guidance.clip must be above 0"),
     ],
 )
 def test_settings_are_checked(options: dict[str, Any], message: str) -> None:

@@ -14,8 +14,10 @@ from typing import Literal
 from facelab.deviations import Deviation
 from facelab.errors import UserError, nearest
 from facelab.losses.score_distillation import GuidanceReference, GuidanceSettings
+from facelab.ranges import check_ranges
 
 ORIGINAL_CENTRE = 3.14 / 2  # what the original's cameras turn around
+LAST_START_SEED = 2**32 - 1  # of numpy's generator
 DOMAINS: dict[str, tuple[str, ...]] = {  # losses that mean nothing there: their networks know human faces alone
     "faces": (),
     "cats": ("identity", "light"),
@@ -37,10 +39,7 @@ class WeightConfig:
     locality: float = 0.0  # tuning: keeps scenes of other codes as they were
 
     def __post_init__(self) -> None:
-        for entry in dataclasses.fields(self):
-            value = getattr(self, entry.name)
-            if not 0 <= value < math.inf:
-                raise ValueError(f"weights.{entry.name} must be a number of at least 0, got {value}")
+        check_ranges("weights", self, not_negative=[entry.name for entry in dataclasses.fields(self)])
 
 
 @dataclass(frozen=True)
@@ -58,11 +57,13 @@ class CodesConfig:
     rampdown: float = 0.25
 
     def __post_init__(self) -> None:
-        if self.steps < 0 or not self.lr > 0 or self.start_samples < 2 or self.perturbation < 0:
-            raise ValueError(
-                "codes: steps must be at least 0, lr above 0, start_samples at least 2 and perturbation at least 0, got "
-                f"{self.steps}, {self.lr}, {self.start_samples} and {self.perturbation}"
-            )
+        check_ranges(
+            "codes", self, positive=("lr",), not_negative=("steps", "perturbation"), shares=("rampup", "rampdown")
+        )
+        if self.start_samples < 2:
+            raise ValueError(f"codes.start_samples must be at least 2, got {self.start_samples}")
+        if not 0 <= self.start_seed <= LAST_START_SEED:
+            raise ValueError(f"codes.start_seed must be 0 or more and below 2^32, got {self.start_seed}")
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,7 @@ class TuneConfig:
     locality_samples: int = 1  # random scenes per step, where weights.locality is above 0
 
     def __post_init__(self) -> None:
-        if self.steps < 0 or not self.lr > 0 or self.stop_at < 0 or self.locality_samples < 1:
-            raise ValueError(
-                "tune: steps and stop_at must be at least 0, lr above 0 and locality_samples at least 1, got "
-                f"{self.steps}, {self.stop_at}, {self.lr} and {self.locality_samples}"
-            )
+        check_ranges("tune", self, counts=("locality_samples",), positive=("lr",), not_negative=("steps", "stop_at"))
 
 
 @dataclass(frozen=True)
@@ -95,8 +92,11 @@ class SideConfig:
     height: float = 0.4  # of the vertical one, in the original's even measure
 
     def __post_init__(self) -> None:
-        if min(self.width, self.height) < 0:
-            raise ValueError(f"side: width and height must not be negative, got {self.width} and {self.height}")
+        check_ranges("side", self, not_negative=("width", "height"))
+        if not 0 < self.vertical < math.pi:
+            raise ValueError(
+                f"side.vertical must lie between 0 (above the head) and pi (below it), got {self.vertical}"
+            )
 
 
 @dataclass(frozen=True)
@@ -108,11 +108,7 @@ class RenderConfig:
     jitter: bool = True  # random depths, from the seed
 
     def __post_init__(self) -> None:
-        if not self.sample_factor > 0 or (self.resolution is not None and self.resolution < 1):
-            raise ValueError(
-                "render: sample_factor must be above 0 and resolution at least 1, got "
-                f"{self.sample_factor} and {self.resolution}"
-            )
+        check_ranges("render", self, counts=("resolution",), positive=("sample_factor",))
 
 
 @dataclass(frozen=True)
@@ -126,8 +122,7 @@ class MemoryConfig:
     cuda_graphs: bool = True  # on a GPU, queue the kernels of a step at once and play them back at every step
 
     def __post_init__(self) -> None:
-        if self.max_points is not None and self.max_points < 1:
-            raise ValueError(f"memory.max_points must be at least 1 or null, got {self.max_points}")
+        check_ranges("memory", self, counts=("max_points",))
 
 
 @dataclass(frozen=True)

@@ -66,11 +66,25 @@ def test_domains_switch_off_what_means_nothing_there(domain: str, off: tuple[str
         "render.sample_factor=0",
         "memory.max_points=0",
         "guidance.t_min=0.99",
+        "guidance.samples=0",
+        "guidance.guidance=.inf",
+        "codes.lr=.inf",
+        "codes.perturbation=.inf",
+        "codes.rampup=-0.1",
+        "codes.rampdown=2",
+        "codes.start_seed=-1",
+        "codes.start_seed=4294967296",
+        "tune.lr=.inf",
+        "side.horizontal=.inf",
+        "side.vertical=0",
+        "side.height=.inf",
+        "render.sample_factor=.inf",
     ],
 )
 def test_values_that_cannot_be_are_refused(override: str) -> None:
-    with pytest.raises(UserError, match="must|need 0|expects"):
-        load_config(FaceDNeRFConfig, overrides=[override])
+    with pytest.raises(UserError, match="must|need 0|expects") as caught:
+        load_config(FaceDNeRFConfig, overrides=[override, "memory.recompute=true"])
+    assert override.split(".")[0] in str(caught.value) and "recompute" not in str(caught.value)  # the culprit is named
 
 
 def test_reference_switches() -> None:
