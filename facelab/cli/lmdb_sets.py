@@ -11,9 +11,13 @@ from facelab.cli.common import OneLineCommand, friendly
 from facelab.errors import UserError
 
 PATH = click.Path(path_type=Path)
+INSTEAD = {  # flags of the original's prepare_data that are not here -> what to do
+    "--out_path": "the second argument: SRC DST",
+    "--n_worker": "--workers",
+}
 
 
-@click.command("lmdb", cls=OneLineCommand)
+@click.command("lmdb", cls=OneLineCommand, instead=INSTEAD)
 @click.argument("src", type=PATH)
 @click.argument("dst", type=PATH)
 @click.option("--size", default="512,64", show_default=True, help="Sides in pixels, separated by commas.")

@@ -73,6 +73,7 @@ def test_no_flag_of_the_original_is_met_with_silence() -> None:
     pictures = {f"--{flag}" for flag in COMMAND_FLAGS.split()} - {"--out_path", "--n_worker", "--resample"}
     assert (asked | pictures) - options_of(training()) == set(training().instead)
     assert pictures - options_of(render_images) <= set(render_images.instead)
+    assert set(lmdb.instead) == {"--out_path", "--n_worker"} and not options_of(lmdb) & set(lmdb.instead)
 
 
 def test_curricula() -> None:
