@@ -56,12 +56,7 @@ def load(path: str | Path, device: str | torch.device = "cpu", weights: str | No
     """
     from facelab.checkpoints.format import load_checkpoint
 
-    found = locate(path)
-    if found.is_file() and found.suffix in PICKLES:
-        raise UserError(
-            f"{path} is a file of an original program, expected a facelab checkpoint or .safetensors model; "
-            f"convert it first: python scripts/convert_checkpoint.py auto {path} models"
-        )
+    found = locate(path, own=True)
     checkpoint = load_checkpoint(found, device="cpu", with_state=False)
     missing = {"method", "config"} - set(checkpoint.meta)
     if missing:
@@ -105,13 +100,17 @@ def check_finite(path: str | Path, weights: Mapping[str, Tensor]) -> None:
             )
 
 
-def locate(path: str | Path) -> Path:
-    """The path itself, or the file of a bundled model of that name (``networks/manifest.yaml``)."""
-    if Path(path).exists():
-        return Path(path)
+def locate(path: str | Path, own: bool = False) -> Path:
+    """The path, or the file of a bundled model of that name; with ``own``, UserError for an original program's file."""
     from facelab.assets import find_bundled
 
-    return find_bundled(str(path)) or Path(path)
+    found = Path(path) if Path(path).exists() else find_bundled(str(path)) or Path(path)
+    if own and found.is_file() and found.suffix in PICKLES:
+        raise UserError(
+            f"{path} is a file of an original program, expected a facelab checkpoint or .safetensors model; "
+            f"convert it first: python scripts/convert_checkpoint.py auto {path} models"
+        )
+    return found
 
 
 class FaceModel:

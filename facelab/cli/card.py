@@ -83,7 +83,7 @@ def model_card(
     from facelab.config import from_dict
     from facelab.methods import load_method
 
-    found = find_checkpoint(locate(path))
+    found = find_checkpoint(locate(path, own=True))
     stored = load_checkpoint(found, with_state=False)
     meta: dict[str, Any] = dict(stored.meta)
     method = load_method(str(meta.get("method", "")))

@@ -77,7 +77,7 @@ def export(
 
     target = Path(out)
     target = target if target.suffix == ".safetensors" else target.with_name(target.name + ".safetensors")
-    found = find_checkpoint(locate(run))
+    found = find_checkpoint(locate(run, own=True))
     stored = load_checkpoint(found, with_state=False)
     if weights not in stored.weights:
         has = ", ".join(sorted(name for name in stored.weights if not is_discriminator(name)))

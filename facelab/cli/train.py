@@ -146,6 +146,11 @@ def run(
     refuse_original(resume)
     if fresh_discriminators and not init_from:
         raise UserError("--fresh-discriminators is for --init-from MODEL, expected both; add it or drop the flag")
+    if init_from and resume not in (None, "auto"):
+        raise UserError(
+            f"--init-from starts a new run and --resume {resume} goes on with one, expected one of them; drop the other "
+            "(with --resume auto a run that was started goes on)"
+        )
     trainable = load_method(method)
     named = {"data.path": data, "train.max_steps": max_steps, "train.seed": seed}
     changes = [f"{key}={value}" for key, value in named.items() if value is not None]

@@ -452,9 +452,10 @@ class Trainer:
     def _announce(self) -> None:
         size = sum(p.numel() for _, p in self.models.named_parameters())
         came = f"resumed from {self.resumed_from} at step {self.position.step}" if self.resumed_from else "from step 0"
+        left = "" if self._last_step > self.position.step else ": nothing left to do; a larger train.max_steps goes on"
         self.logger.say(
             f"{self.method.name}, stage {self.stage.name}: {size / 1e6:.2f} M parameters, batch {self.batch_size} on "
-            f"{self.distributed.world} x {self.device.type}, {self.train.precision}, {came}, to step {self._last_step}"
+            f"{self.distributed.world} x {self.device.type}, {self.train.precision}, {came}, to step {self._last_step}{left}"
         )
 
     def _call(self, hook: str, *args: Any) -> None:

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import Tensor
 
 import facelab
 from facelab.bases.pigan.originals import read_raw
 from facelab.cli.card import model_card
-from tests.commands.running import DEBUG, GENERATOR, ORIGINALS, invoke, succeed
+from tests.commands.running import DEBUG, GENERATOR, ORIGINALS, command_of, invoke, succeed
 
 PIGAN = ORIGINALS / "pigan" / "checkpoint_fixture_generator.pth"
 BIAS = "siren.network.2.layer.bias"
@@ -124,3 +125,23 @@ def test_a_start_tells_that_the_discriminators_begin_anew(tmp_path: Path) -> Non
 def test_seeds_beyond_what_generators_take() -> None:
     line = refused("train_fenerf", *DEBUG, "--dry-run", "--seed", 10**20)
     assert "train.seed must lie between -2^63 and 2^63" in line
+
+
+@pytest.mark.parametrize("script", ["export_model", "model_card"])
+def test_a_file_of_an_original_is_to_be_converted_first(script: str, tmp_path: Path) -> None:
+    out = [str(tmp_path / "model")] if script == "export_model" else []
+    result = CliRunner().invoke(command_of(script), [str(GENERATOR), *out])
+    assert result.exit_code == 2 and "convert it first: python scripts/convert_checkpoint.py auto" in result.stderr
+
+
+def test_starting_and_going_on_exclude_each_other(tmp_path: Path) -> None:
+    options = ("--init-from", GENERATOR, "--resume", tmp_path / "other", "--out", tmp_path / "run")
+    assert "expected one of them" in refused("train_fenerf", *DEBUG, *options)
+
+
+def test_a_run_that_has_all_its_steps_says_so(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    options = ("--out", tmp_path / "run", "--max-steps", 1)
+    succeed("train_fenerf", *DEBUG, *options)
+    result = invoke("train_fenerf", *DEBUG, *options, "--resume", "auto")
+    assert result.exit_code == 0
+    assert "nothing left to do" in result.output + "".join(capfd.readouterr())
