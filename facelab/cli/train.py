@@ -260,21 +260,9 @@ def check(method: Any, staged: Any, processes: int) -> None:
             raise UserError(
                 f"stages[{row}] changes settings of model, which hold for a whole run; start a new one from it"
             )
-        if hasattr(method, "check_config"):
-            method.check_config(config)
-            continue
-        for judge in method.judges():
-            try:
-                method.discriminator_config(config, judge.channels).start(config.render.resolution)
-            except ValueError as error:
-                raise UserError(f"render.resolution: {error}") from error
-        if chunk := getattr(config.discriminator, "chunk", None):
+        if chunk := getattr(getattr(config, "discriminator", None), "chunk", None):
             check_shares(global_batch(config.train, processes), chunk, processes, "discriminator.chunk")
-        method.generator_config(config)
-        try:
-            method.inference_settings(config)
-        except ValueError as error:
-            raise UserError(f"render: {error}") from error
+        method.check_config(config)
     if staged.at(0).data.path:
         with warnings.catch_warnings():  # the notes below say the same
             warnings.simplefilter("ignore", UserWarning)

@@ -239,7 +239,8 @@ class ImageFolder(PictureSet):
         chain: pi-GAN's framing: ``"celeba"`` (middle 0.8 of the short side, mirrored),
             ``"cats"`` (whole short side, mirrored) or ``"carla"`` (whole short side, not mirrored,
             transparent pixels white).
-        reference: the original's resizing (nearest pixels; Cats and Carla squeeze to a square).
+        crop: side of the middle square over the picture's short side; None takes the chain's.
+        reference: the original's resizing (nearest pixels; Cats and Carla squeeze to a square); ``crop`` does not apply.
         alpha: ground under transparent pixels; None takes the chain's.
         cache: see :class:`PictureSet`.
 
@@ -253,6 +254,7 @@ class ImageFolder(PictureSet):
         image_size: int,
         *,
         chain: str = "celeba",
+        crop: float | None = None,
         reference: bool = False,
         alpha: str | None = None,
         cache: str | Path = "auto",
@@ -263,7 +265,8 @@ class ImageFolder(PictureSet):
             )
         flips = chain != "carla"
         if not reference:
-            steps: Chain = AreaChain(image_size, crop=0.8 if chain == "celeba" else 1.0, flips=flips)
+            crop = (0.8 if chain == "celeba" else 1.0) if crop is None else crop
+            steps: Chain = AreaChain(image_size, crop=crop, flips=flips)
         elif chain == "celeba":
             steps = PiganCelebaReference(image_size)
         else:

@@ -6,9 +6,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
+from facelab.config import load_config
+from facelab.methods import load_method
 from tests.commands.running import DEBUG, command_of, invoke
 
 OUT_OF_RANGE = {
@@ -134,3 +138,44 @@ def test_seeds_with_blanks_between_them_are_answered_with_commas(command: str) -
 def test_seeds_out_of_range(seeds: str, tmp_path: Path) -> None:
     line = refused("render_images", "fenerf_synthetic_64", "--seeds", seeds, "--out", tmp_path / "imgs")
     assert "--seeds" in line and seeds in line and not (tmp_path / "imgs").exists()
+
+
+def write_pictures(folder: Path) -> Path:
+    """Two pictures with a bright middle of a quarter of the side, each with a mask."""
+    for name in ("images", "masks"):
+        (folder / name).mkdir(parents=True)
+    for number in range(2):
+        picture = np.zeros((32, 32, 3), np.uint8)
+        picture[12:20, 12:20] = 255
+        Image.fromarray(picture).save(folder / "images" / f"{number}.png")
+        Image.fromarray(np.ones((32, 32), np.uint8)).save(folder / "masks" / f"{number}.png")
+    return folder
+
+
+def test_settings_without_effect_are_told(tmp_path: Path) -> None:
+    data = write_pictures(tmp_path / "set")
+    dry = ("--dry-run", "--data", data)
+    grid = ("--set", "model.grid_size=[4,4,4]")
+    assert "has no latent grid" in refused("train_pigan", *DEBUG, "--dry-run", *grid)
+    assert "has no latent grid" in refused("train_fenerf", *DEBUG, "--dry-run", *grid)
+    assert "train.compile is on" in refused("train_fenerf", *DEBUG, "--dry-run", "--set", "train.compile=true")
+    assert "data.chain cats is for pi-GAN" in refused("train_fenerf", *DEBUG, *dry, "--set", "data.chain=cats")
+    told = invoke("train_fenerf", *DEBUG, *dry, "--set", "loss.real_pose=3")
+    assert told.exit_code == 0 and "loss.real_pose=3 has no effect on them" in told.stdout
+    assert "real_pose=" not in invoke("train_fenerf", *DEBUG, *dry).stdout
+
+
+def test_pigan_crops_as_told(tmp_path: Path) -> None:
+    """data.crop had no effect on it."""
+    folder = write_pictures(tmp_path / "set") / "images"
+    method = load_method("pigan")
+
+    def bright(*settings: str) -> float:
+        chosen = [f"data.path={folder}", "render.resolution=8", "data.cache=none", *settings]
+        return float(
+            (method.pictures(load_config(method.config_type, (), chosen)).item(0).float_image() > 0).float().mean()
+        )
+
+    assert bright("data.crop=0.25") == 1.0
+    assert bright("data.crop=0.5") == 0.25
+    assert bright() < 0.2 and bright("data.chain=cats") == 1 / 16

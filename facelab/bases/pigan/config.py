@@ -60,7 +60,7 @@ class DataConfig:
 
     path: str = ""  # folder (or glob for pi-GAN); empty = synthetic heads made on the fly
     chain: Literal["celeba", "cats", "carla"] = "celeba"  # pi-GAN's preprocessing
-    crop: float | None = None  # middle square over the picture's short side; None = stated by the data, or 0.8
+    crop: float | None = None  # middle square over the picture's short side; None = stated by the data, or the chain's
     background_mask: bool = True  # blacken the background (data sets with masks)
     cache: str = "auto"  # none, memory, auto, or a folder for memory-mapped arrays
     heads: int = 20_000  # synthetic heads when path is empty

@@ -94,6 +94,10 @@ class Pigan:
                 f"{nearest(m.variant, self.variants)}"
             )
         field = self.variants[m.variant]
+        if m.grid_size and field.grid_branch == "none":
+            raise UserError(
+                f"model.grid_size is {m.grid_size}, but model.variant {m.variant} has no latent grid; set it to null"
+            )
         if m.hidden:
             field = replace(field, hidden=m.hidden)
         if m.grid_size:
@@ -112,6 +116,21 @@ class Pigan:
         latents = dict.fromkeys(names, config.model.latent_dim) if base.latents else {}
         chosen = tuple(config.discriminator.channels or ()) or base.channels
         return replace(base, channels=chosen, latents=latents, channels_last=config.discriminator.channels_last)
+
+    def check_config(self, config: Any) -> None:
+        """Find what would stop a run later, or have no effect on it. UserError in one line."""
+        for judge in self.judges():
+            try:
+                self.discriminator_config(config, judge.channels).start(config.render.resolution)
+            except ValueError as error:
+                raise UserError(f"render.resolution: {error}") from error
+        self.generator_config(config)
+        try:
+            self.inference_settings(config)
+        except ValueError as error:
+            raise UserError(f"render: {error}") from error
+        if config.train.compile:
+            raise UserError("train.compile is on, but no part of it is compiled in training; set it to false")
 
     def build_generator(self, config: Any) -> SirenGenerator:
         """An initialised generator on the CPU."""
@@ -187,7 +206,17 @@ class Pigan:
         from facelab.data.image_folder import ImageFolder
 
         d, size = config.data, config.render.resolution
-        return ImageFolder(d.path, size, chain=d.chain, reference=config.reference.data_chain, cache=d.cache)
+        return ImageFolder(
+            d.path, size, chain=d.chain, crop=d.crop, reference=config.reference.data_chain, cache=d.cache
+        )
+
+    def data_notes(self, config: Any) -> list[str]:
+        """What is odd about training on the pictures at ``data.path``."""
+        if not config.loss.real_pose:
+            return []
+        return [
+            f"pictures of files have no known cameras: loss.real_pose={config.loss.real_pose:g} has no effect on them"
+        ]
 
     def stages(self, config: Any) -> list[TrainStage]:
         """One training stage: each discriminator, then the generator (pi-GAN's order)."""

@@ -60,6 +60,14 @@ class Fenerf(Pigan):
         """Learning rate of each discriminator."""
         return {"d_image": config.optim.image_lr, "d_semantic": config.optim.semantic_lr}
 
+    def check_config(self, config: Any) -> None:
+        """As pi-GAN's; FENeRF has one preprocessing. UserError in one line."""
+        super().check_config(config)
+        if config.data.chain != "celeba":
+            raise UserError(
+                f"data.chain {config.data.chain} is for pi-GAN, FENeRF's pairs have one preprocessing; leave it out"
+            )
+
     def discriminator_fakes(self, ctx: PhaseContext) -> Fakes:
         """A batch for each discriminator, or with ``share_fakes`` one for both."""
         if ctx.config.share_fakes:
