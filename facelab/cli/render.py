@@ -154,6 +154,15 @@ def heads_of(face: Any, seeds: Sequence[int], psi: float, cutoff: int | None, la
     return {seed: face.codes(seed, psi, cutoff) for seed in seeds}
 
 
+def refuse_both(latents: Any) -> None:
+    """UserError where both ``--seeds`` and ``--latents`` are given."""
+    from facelab.errors import UserError
+
+    source = click.get_current_context().get_parameter_source("seeds")
+    if latents and source == ParameterSource.COMMANDLINE:
+        raise UserError("--seeds and --latents both name heads, expected one of them; drop the other")
+
+
 def picture_shapes(
     layers: Sequence[str], resolution: int | None, cube_size: float | None, level: float | None, max_points: int
 ) -> ShapeOptions | None:
@@ -219,6 +228,7 @@ def render_images(
     from facelab.inference.pictures import save_label_png, save_png
     from facelab.inference.sessions import read_noise
 
+    refuse_both(latents)
     pictures.parse_views(yaws, pitches)  # wrong ones are told before the model is opened
     face = open_model(model, device, weights, fill_color)
     face = showing(truncated(face, double_truncation, latents), semantics, semantics_mode)
@@ -314,6 +324,7 @@ def render_video(
     from facelab.inference.latent_files import save_codes
     from facelab.inference.video import FrameFolder, open_video
 
+    refuse_both(latents)
     if w_frames and num_frames:
         raise UserError(
             "--w-frames and --num-frames are two ways to count frames, expected one of them; drop the other"
@@ -409,6 +420,7 @@ def extract_mesh(
     from facelab.errors import UserError
     from facelab.files import make_folder
 
+    refuse_both(latents)
     if aligned and cube_size is not None:
         raise UserError("--aligned cuts out what the camera sees, expected it without --cube-size; drop one of them")
     kinds = parse_formats(formats)

@@ -145,3 +145,9 @@ def test_a_run_that_has_all_its_steps_says_so(tmp_path: Path, capfd: pytest.Capt
     result = invoke("train_fenerf", *DEBUG, *options, "--resume", "auto")
     assert result.exit_code == 0
     assert "nothing left to do" in result.output + "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize("command", ["render_images", "render_video", "extract_mesh"])
+def test_heads_are_named_by_seeds_or_by_a_file(command: str, converted: Path, tmp_path: Path) -> None:
+    both = ("--seeds", "0", "--latents", tmp_path / "codes.pth", "--out", tmp_path / "out")
+    assert "--seeds and --latents both name heads" in refused(command, converted, *both)
