@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 COMMAND = "edit_cnerf"
 BEFORE, AFTER = "before", "after"
 PARTS = ("shape", "texture")
+KINDS = ("segmentation", "difference", "labels")  # of pictures beside those of the heads
+SETTINGS, FILM = "settings.yaml", "edit.mp4"
 MAX_EDITS = 64
 
 
@@ -135,6 +137,7 @@ def edit_cnerf(
     if fast:
         face = hastened(face, precision, edits[0].codes, settings)
     folder = make_folder(out)
+    clear(folder)
     write_latents(face, folder, edits, source, head)
     changes = write_pictures(face, folder, edits, settings, cameras, names)
     options = {
@@ -147,7 +150,7 @@ def edit_cnerf(
         click.echo(f"{edit.name}: {told(change, names, len(cameras))}")
     if video:
         path = films_path(trajectory, num_frames, face, fov)
-        write_film(face, folder / "edit.mp4", edits, settings, path, fps)
+        write_film(face, folder / FILM, edits, settings, path, fps)
     if kinds is not None:
         options_of = ShapeOptions(
             kinds, voxel_resolution or FILE_RESOLUTION, cube_size, level, min(max_points, MAX_POINTS)
@@ -250,15 +253,33 @@ def make_edits(
 
 
 def check_folder(out: Path, *heads: str | None) -> None:
-    """UserError where the session folder is one of the heads, or holds what this command has not made."""
+    """UserError where one of the heads is or lies in the session folder, or that holds what this command has not made."""
     from facelab.errors import UserError
     from facelab.yaml_files import read_yaml
 
-    if any(head is not None and Path(head).is_dir() and out.resolve() == Path(head).resolve() for head in heads):
+    places = [Path(head).resolve() for head in heads if head is not None and Path(head).exists()]
+    folders = {place if place.is_dir() else place.parent for place in places}
+    if folders & {out.resolve(), (out / "latents").resolve()}:
         raise UserError(f"--out {out} is the session that is edited, which would be lost; choose another folder")
-    settings = out / "settings.yaml"
+    settings = out / SETTINGS
     if settings.is_file() and read_yaml(settings).get("command") != COMMAND:
         raise UserError(f"--out {out} holds the session of another command; choose another folder")
+
+
+def clear(folder: Path) -> None:
+    """Remove what an earlier edit left in its session folder: its camera, noise and meshes are those of other heads."""
+    from facelab.cli.shapes import FORMATS
+    from facelab.inference.latent_files import SESSION_FILE
+    from facelab.inference.sessions import METRICS_FILE, NOISE_FILE
+
+    if not (folder / SETTINGS).is_file():
+        return
+    heads = [f"{name}.{kind}" for name in (BEFORE, f"{AFTER}*") for kind in ("png", *FORMATS)]
+    pictures = [f"{kind}_{name}.png" for kind in KINDS for name in (BEFORE, f"{AFTER}*")]
+    whole = ("sheet.png", FILM, NOISE_FILE, METRICS_FILE, SESSION_FILE, "latents/*.safetensors", SETTINGS)
+    for pattern in (*heads, *pictures, *whole):
+        for path in folder.glob(pattern):
+            path.unlink()
 
 
 def as_inverted(face: Any, head: str, cameras: Any, model: Path) -> tuple[Any, Any]:
@@ -371,7 +392,7 @@ def write_settings(
         "threshold_levels": THRESHOLD,
         "edits": done,
     }
-    with atomic_path(folder / "settings.yaml") as temporary:
+    with atomic_path(folder / SETTINGS) as temporary:
         temporary.write_text(dump_yaml(content), encoding="utf-8")
 
 

@@ -216,6 +216,28 @@ def test_refusals(arguments: tuple, message: str, model: Path, tmp_path: Path) -
     assert not list(tmp_path.rglob("*.png"))
 
 
+def test_the_next_edit_in_a_folder_leaves_nothing_of_the_last(model: Path, tmp_path: Path) -> None:
+    """Noise and camera of one photo are not given to another head, meshes of one head do not lie beside another's."""
+    face, photo, out = facelab.load(model), tmp_path / "photo", tmp_path / "out"
+    save_codes(photo / "latents.safetensors", face.codes(5), "cnerf")
+    save_noise(photo, const_noise(face.generator.decoder))
+    save_camera(photo, face.camera(yaw=0.2))
+    small = ("--regions", "hair", *SMALL, "--out", out)
+    edit(model, "--head", photo, "--resample", "3,4", "--mesh", "ply", "--voxel-resolution", 10, *small)
+    (out / "notes.txt").write_text("mine")
+    edit(model, "--head", 0, "--from", 1, *small)
+    assert read_camera(out) is None and not read_noise(out, face.generator)
+    found = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
+    edit(model, "--head", 0, "--from", 1, *small[:-1], tmp_path / "fresh")
+    fresh = sorted(
+        str(path.relative_to(tmp_path / "fresh")) for path in (tmp_path / "fresh").rglob("*") if path.is_file()
+    )
+    assert found == sorted([*fresh, "notes.txt"])
+    for head in (out / "latents.safetensors", out / "latents" / "before.safetensors"):
+        failed = run(model, "--head", head, "--from", 1, *small)
+        assert failed.exit_code == 2 and "is the session that is edited" in failed.stderr
+
+
 def test_what_exists_is_not_overwritten(model: Path, volume: Path, tmp_path: Path) -> None:
     face = facelab.load(model)
     save_codes(tmp_path / "two.safetensors", Codes.cat([face.codes(0), face.codes(1)]), "cnerf")
