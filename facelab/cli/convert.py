@@ -242,6 +242,10 @@ def convert_checkpoint(
     from facelab.config import to_dict
     from facelab.errors import UserError, an
 
+    if ema is not None and no_ema:
+        raise UserError(
+            f"--no-ema leaves averages out and --ema {ema} names them, expected one of them; drop the other"
+        )
     if out.suffix.lower() in FOREIGN and not out.is_dir():
         raise UserError(f"{out}: expected a name that ends in .safetensors, or a folder, got {out.suffix}; rename it")
     _refuse_own(source)

@@ -151,3 +151,8 @@ def test_a_run_that_has_all_its_steps_says_so(tmp_path: Path, capfd: pytest.Capt
 def test_heads_are_named_by_seeds_or_by_a_file(command: str, converted: Path, tmp_path: Path) -> None:
     both = ("--seeds", "0", "--latents", tmp_path / "codes.pth", "--out", tmp_path / "out")
     assert "--seeds and --latents both name heads" in refused(command, converted, *both)
+
+
+def test_averages_are_named_or_left_out(tmp_path: Path) -> None:
+    line = refused("convert_checkpoint", "pigan", PIGAN, tmp_path / "model.safetensors", "--ema", PIGAN, "--no-ema")
+    assert "expected one of them" in line and not list(tmp_path.iterdir())
