@@ -14,6 +14,7 @@ N heads, K regions, W width of a code, S side of a picture.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from facelab.draws import Draws
+from facelab.errors import UserError
 from facelab.generator import Codes, sample_latents
 from facelab.methods.cnerf import mixing
 from facelab.methods.cnerf.mixing import PARTS
@@ -62,13 +64,15 @@ def swap_region(codes: Codes, other: Codes, regions: Regions, parts: Sequence[st
 def mix_region(codes: Codes, other: Codes, regions: Regions, amount: float, parts: Sequence[str] = PARTS) -> Codes:
     """A head with some regions moved towards another's: 0 leaves it, 1 swaps, beyond 1 exaggerates.
 
-    Arguments and errors as of :func:`swap_region`.
+    Arguments and errors as of :func:`swap_region`; UserError for an amount that is not finite, too.
 
     >>> a, b = (Codes({"shape": torch.full((1, 9, 2), v), "texture": torch.full((1, 9, 2), v)}) for v in (0.0, 1.0))
     >>> made = mix_region(b, a, ["eye", "nose"], 0.25, parts=["texture"])
     >>> made.values["texture"][0, :6, 0].tolist(), made.values["shape"].equal(b.values["shape"])
     ([1.0, 1.0, 0.75, 1.0, 1.0, 0.75], True)
     """
+    if not math.isfinite(amount):
+        raise UserError(f"amount: expected a finite number such as 0.5, got {amount}")
     channels = list(parse_regions(regions, region_names(codes.values["shape"].shape[1])))
     _warn_of_background(channels, codes)
     return mixing.blend(codes, other, _names(channels, codes), amount, parts)

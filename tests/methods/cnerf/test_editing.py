@@ -134,6 +134,13 @@ def test_refusals(generator: CNerfGenerator) -> None:
     assert resample_region(fresh, b, "hair", truncation=1.0).values["shape"].shape == (1, 9, 5)
 
 
+@pytest.mark.parametrize("amount", [float("nan"), float("inf")])
+def test_amounts_are_numbers(amount: float) -> None:
+    codes = Codes({part: torch.zeros(1, len(NAMES), 2) for part in ("shape", "texture")})
+    with pytest.raises(UserError, match=f"amount: expected a finite number such as 0.5, got {amount}"):
+        mix_region(codes, codes, "hair", amount)
+
+
 def test_changes_are_counted_inside_and_outside() -> None:
     before = torch.zeros(2, 3, 2, 2)
     after = before.clone()
