@@ -106,7 +106,7 @@ def test_no_flag_of_the_original_is_met_with_silence() -> None:
     pairs = ((train_command("eg3d", "debug"), ORIGINAL_FLAGS), (compute_metrics, METRIC_FLAGS))
     for command, flags in pairs:
         missing = {f"--{flag}" for flag in flags.split()} - options_of(command)
-        assert missing == set(command.instead)
+        assert missing <= set(command.instead) and not set(command.instead) & options_of(command)
     pictures = {f"--{flag}" for flag in PICTURE_FLAGS.split()} - options_of(render_images, render_video)
     assert pictures <= {*render_images.instead, *render_video.instead}
     assert all(not options_of(c) & set(c.instead) for c in (render_images, render_video, extract_mesh))
