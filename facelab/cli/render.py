@@ -397,6 +397,9 @@ def render_video(
     help="Cut along the rays of the frontal camera and resampled to a box, as StyleSDF does. [default: world axes]",
 )
 @click.option(
+    "--largest-part", is_flag=True, help="Of each mesh its largest connected part, without what floats beside it."
+)
+@click.option(
     "--turntable",
     type=click.IntRange(1),
     default=None,
@@ -414,7 +417,7 @@ def render_video(
 @friendly
 def extract_mesh(
     model, seeds, out, formats, voxel_resolution, cube_size, level, psi, truncation_cutoff, double_truncation, latents,
-    regions, aligned, turntable, reference_lattice, max_points, device,
+    regions, aligned, largest_part, turntable, reference_lattice, max_points, device,
 ):  # fmt: skip
     """The surface of a head as a mesh with vertex colours, or its density as a volume."""
     from facelab.errors import UserError
@@ -433,6 +436,7 @@ def extract_mesh(
         reference_lattice or None,
         turntable or 0,
         aligned,
+        largest_part=largest_part,
     )
     face = truncated(open_model(model, device), double_truncation, latents)
     parts = {"": face}

@@ -33,6 +33,7 @@ class ShapeOptions:
         turn: frames of a film of the turning mesh, 0: none.
         aligned: along the rays of the frontal camera, signed distances only.
         blank: in pictures, a head without a surface stays white instead of being an error.
+        largest_part: of a mesh, without what floats beside it.
     """
 
     kinds: tuple[str, ...]
@@ -44,13 +45,17 @@ class ShapeOptions:
     turn: int = 0
     aligned: bool = False
     blank: bool = False
+    largest_part: bool = False
 
     def cut(self, face: Any, codes: Any, colored: bool = True) -> Any:
         """The mesh of one head. UserError where the field never crosses the level."""
-        return face.extract_mesh(
+        from facelab.mesh.parts import largest_part
+
+        mesh = face.extract_mesh(
             code=codes, resolution=self.resolution, cube_size=self.cube_size, level=self.level,
             max_points=self.max_points, reference_lattice=self.sheared, colored=colored, aligned=self.aligned,
         )  # fmt: skip
+        return largest_part(mesh) if self.largest_part else mesh
 
 
 def shape_options(function: Callable[..., Any]) -> Callable[..., Any]:
