@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import os
 import re
 import sys
@@ -80,18 +79,6 @@ def one_line_usage(instead: Mapping[str, str] | None = None, seeds: bool = False
             message += ": several seeds are written with commas, --seeds 0,1,2"
         click.echo(f"error: {message}; see --help", err=True)
         raise click.exceptions.Exit(2) from error
-
-
-class FiniteFloat(click.FloatRange):
-    """A number that is neither NaN nor infinite, perhaps within bounds."""
-
-    name = "float"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        number = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"expected a finite number, got {value}", param, ctx)
-        return number
 
 
 def friendly(function: Command) -> Command:

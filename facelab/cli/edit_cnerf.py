@@ -13,7 +13,6 @@ import click
 
 from facelab.cli.common import (
     LAST_SEED,
-    FiniteFloat,
     OneLineCommand,
     device_option,
     friendly,
@@ -34,6 +33,7 @@ from facelab.cli.render import (
     truncation_options,
 )
 from facelab.cli.shapes import FILE_RESOLUTION, MAX_POINTS, ShapeOptions, parse_formats, shape_options, write_shapes
+from facelab.option_types import FiniteFloat
 
 if TYPE_CHECKING:
     from facelab.generator import Codes

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from facelab.cli.common import FiniteFloat, OneLineCommand, friendly
+from facelab.cli.common import OneLineCommand, friendly
 from facelab.errors import UserError
+from facelab.option_types import FiniteFloat
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from facelab.cli.common import Command, FiniteFloat
+from facelab.cli.common import Command
 from facelab.cli.photo_input import (
     PATH,
     batch_option,
@@ -22,6 +22,7 @@ from facelab.cli.photo_input import (
     with_options,
 )
 from facelab.cli.photos import camera_options
+from facelab.option_types import FiniteFloat
 
 SETTINGS = {  # option -> setting of FaceDNeRFConfig
     "domain": "domain",

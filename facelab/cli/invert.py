@@ -13,7 +13,6 @@ import click
 
 from facelab.cli.common import (
     Command,
-    FiniteFloat,
     OneLineCommand,
     device_option,
     friendly,
@@ -39,6 +38,7 @@ from facelab.cli.photo_input import (
     with_options,
 )
 from facelab.cli.photos import camera_options
+from facelab.option_types import FiniteFloat
 
 if TYPE_CHECKING:
     from facelab.inversion.photos import View

@@ -12,9 +12,10 @@ from typing import Any
 import click
 
 from facelab.cli.bars import Bar
-from facelab.cli.common import FiniteFloat, OneLineCommand, device_option, friendly, open_model, pick_device
+from facelab.cli.common import OneLineCommand, device_option, friendly, open_model, pick_device
 from facelab.cli.measure import OF_PICTURES, Request, Session
 from facelab.errors import UserError, nearest
+from facelab.option_types import FiniteFloat
 
 METRICS = (
     *OF_PICTURES, "miou", "identity", "clip_score", "pose", "depth", "consistency", "segmentation", "regions"
@@ -146,7 +147,7 @@ INSTEAD = {  # flags of the originals that are not here: EG3D's, then pi-GAN's a
 )
 @click.option(
     "--change-threshold",
-    type=click.FloatRange(0, 255),
+    type=FiniteFloat(0, 255),
     default=8.0,
     show_default=True,
     help="regions: levels of 255 by which a pixel must differ to count as changed.",

@@ -14,6 +14,7 @@ from click.core import ParameterSource
 from facelab.cli.common import OneLineCommand, friendly
 from facelab.cli.photos import FINDING, optional_finding_options, prepare_folder
 from facelab.errors import UserError
+from facelab.option_types import FiniteFloat
 
 if TYPE_CHECKING:
     from facelab.data.eg3d_prepare import Item
@@ -46,14 +47,10 @@ def _writing(command: Callable[..., None]) -> Callable[..., None]:
     type=click.Choice(CONVENTIONS),
     help="Of the matrices.  [default: opencv_c2w; NeRF transforms: opengl_c2w]",
 )
-@click.option(
-    "--focal", type=click.FloatRange(0, min_open=True), help="Normalised focal length where the files state none."
-)
-@click.option("--fov", type=click.FloatRange(1, 170), help="The same as a full field of view in degrees.")
-@click.option("--pixels", type=click.FloatRange(1), help="Intrinsics are in pixels of a picture this wide.")
-@click.option(
-    "--radius", type=click.FloatRange(0, min_open=True), help="Move every camera to this distance (EG3D: 2.7)."
-)
+@click.option("--focal", type=FiniteFloat(0, min_open=True), help="Normalised focal length where the files state none.")
+@click.option("--fov", type=FiniteFloat(1, 170), help="The same as a full field of view in degrees.")
+@click.option("--pixels", type=FiniteFloat(1), help="Intrinsics are in pixels of a picture this wide.")
+@click.option("--radius", type=FiniteFloat(0, min_open=True), help="Move every camera to this distance (EG3D: 2.7).")
 @click.option("--no-labels", is_flag=True, help="Make a set without cameras.")
 @click.option(
     "--size",
@@ -139,7 +136,7 @@ def eg3d_mirror(src: Path, dst: Path, **o: Any) -> None:
 @click.option("--copies", type=PATH, help="JSON {picture number: copies}; pictures not listed are left out.")
 @click.option(
     "--step",
-    type=click.FloatRange(0, min_open=True),
+    type=FiniteFloat(0, min_open=True),
     default=15.0,
     show_default=True,
     help="One more copy for every so many degrees of |yaw|.",
@@ -199,7 +196,7 @@ def eg3d_afhq(src: Path, dst: Path, labels: Path, size: int, mirror: bool, **o: 
 @click.argument("dst", type=PATH)
 @click.option(
     "--pixels",
-    type=click.FloatRange(1),
+    type=FiniteFloat(1),
     default=512.0,
     show_default=True,
     help="Picture width that intrinsics.txt means.",

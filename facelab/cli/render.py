@@ -12,7 +12,6 @@ from click.core import ParameterSource
 
 from facelab.cli.common import (
     Command,
-    FiniteFloat,
     OneLineCommand,
     device_option,
     friendly,
@@ -36,6 +35,7 @@ from facelab.cli.shapes import (
     shape_options,
     write_shapes,
 )
+from facelab.option_types import FiniteFloat
 
 TRAJECTORIES = (
     "front, eg3d, stylesdf and stylesdf_level (StyleSDF and CNeRF models), sphere, orbit, rotation_horizontal, zoom, "

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from facelab.cli.common import FiniteFloat, OneLineCommand, friendly
+from facelab.cli.common import OneLineCommand, friendly
+from facelab.option_types import FiniteFloat
 
 if TYPE_CHECKING:
     from facelab.training.distributed import Distributed

@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from facelab.option_types import ABOVE_ZERO, COUNT, NONNEGATIVE, POSITIVE, PROBABILITY
+
 
 @dataclass(frozen=True)
 class Flag:
@@ -30,11 +32,6 @@ class Flag:
     def parameter(self) -> str:
         return self.name.replace("-", "_")
 
-
-NONNEGATIVE = click.FloatRange(min=0)
-PROBABILITY = click.FloatRange(0, 1)
-POSITIVE = click.IntRange(min=1)
-COUNT = click.IntRange(min=0)
 
 FLAGS = (
     Flag("gamma", "loss.r1_gamma", NONNEGATIVE, "Weight of R1."),
@@ -108,9 +105,7 @@ def original_flags(command: Callable[..., Any]) -> Callable[..., Any]:
         ("snap", "Ticks from one checkpoint, with its pictures, to the next. [checkpoint.every, log.samples_every]"),
         ("tick", "Thousand images from one line of the log to the next; 4 for --snap unless given. [log.every]"),
     ):
-        command = click.option(f"--{name}", type=click.FloatRange(min=0, min_open=True), default=None, help=text)(
-            command
-        )
+        command = click.option(f"--{name}", type=ABOVE_ZERO, default=None, help=text)(command)
     for name, key in reversed(BOTH.items()):
         command = click.option(f"--{name}", type=POSITIVE, default=None, help=f"Both networks' {key}.")(command)
     for flag in reversed(FLAGS):

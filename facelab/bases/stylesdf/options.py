@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import click
 
 from facelab.bases.stylesdf.start_options import Program, add_places, check_launcher, start_overrides
+from facelab.option_types import ABOVE_ZERO, COUNT, NONNEGATIVE, POSITIVE, PROBABILITY
 
 
 @dataclass(frozen=True)
@@ -39,25 +39,6 @@ class Flag:
     @property
     def parameter(self) -> str:
         return self.name.lower()
-
-
-class Finite(click.FloatRange):
-    """A number within bounds that is neither NaN nor infinite."""
-
-    name = "float"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        number = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"expected a finite number, got {value}", param, ctx)
-        return number
-
-
-NONNEGATIVE = Finite(min=0)
-ABOVE_ZERO = Finite(min=0, min_open=True)
-PROBABILITY = Finite(0, 1)
-POSITIVE = click.IntRange(min=1)
-COUNT = click.IntRange(min=0)
 
 
 def common_flags(view: str = "view", path: str = "loss.path") -> tuple[Flag, ...]:

@@ -9,19 +9,17 @@ from typing import Any
 import click
 
 from facelab.bases.stylesdf.options import (
-    ABOVE_ZERO,
-    NONNEGATIVE,
-    POSITIVE,
+    INSTEAD as OF_STYLESDF,
+)
+from facelab.bases.stylesdf.options import (
     Flag,
     add_flags,
     common_flags,
     flag_overrides,
 )
-from facelab.bases.stylesdf.options import (
-    INSTEAD as OF_STYLESDF,
-)
 from facelab.bases.stylesdf.start_options import Program, add_places, check_launcher, first_process, start_overrides
 from facelab.errors import UserError
+from facelab.option_types import ABOVE_ZERO, NONNEGATIVE, POSITIVE
 
 FLAGS = (
     Flag("dataset_path", "data.path", str, "The same as --data."),

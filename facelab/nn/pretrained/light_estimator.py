@@ -283,8 +283,8 @@ def _read(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (*_UNREADABLE, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(f"{path}: not a file of tensors ({reason}); {EXPECTED}") from error
+        # not its text: torch answers with advice that would run what stands in the file
+        raise UserError(f"{path}: damaged or not a file of tensors ({type(error).__name__}); {EXPECTED}") from error
     tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
     if not tensors:
         raise UserError(f"{path}: holds no named tensors; {EXPECTED}")

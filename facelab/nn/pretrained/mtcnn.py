@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -273,8 +272,13 @@ def _load(net: nn.Module, path: Path) -> None:
         raise UserError(f"no file {path}: expected MTCNN weights; install them with '{INSTALL}'")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # not its text: torch answers with advice that would run what stands in the file
+        raise UserError(
+            f"{path}: expected MTCNN weights, got a damaged or foreign file ({type(error).__name__}); reinstall with '{INSTALL}'"
+        ) from error
+    try:
         net.load_state_dict(state)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, KeyError) as error:
+    except (RuntimeError, ValueError, TypeError, AttributeError, KeyError) as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(
             f"{path}: expected MTCNN weights, got a file that does not fit ({reason}); reinstall with '{INSTALL}'"
