@@ -314,12 +314,12 @@ def _build(schema: type[Schema], layers: list[_Layer]) -> StagedConfig[Schema]:
             _assign(config, schema, layer.values, layer.where)
             for number, row in enumerate(rows[: stage + 1] if layer is staged else []):
                 _assign(config, schema, row, f"{layer.where}, stages[{number}]")
-        stages.append(_to_instance(config, layers))
+        stages.append(_to_instance(config, schema, layers))
     return StagedConfig(stages, boundaries, unit)
 
 
-def _to_instance(config: DictConfig, layers: Sequence[_Layer]) -> Any:
-    where = layers[-1].where if layers else OmegaConf.get_type(config).__name__
+def _to_instance(config: DictConfig, schema: type, layers: Sequence[_Layer]) -> Any:
+    where = layers[-1].where if layers else schema.__name__
     try:
         return OmegaConf.to_object(config)
     except MissingMandatoryValue as error:
