@@ -328,7 +328,8 @@ def compared(rows: Sequence[dict[str, float]], exact: Sequence[dict[str, float]]
     result = {}
     for name in [f"grad_norm/{phase}" for phase in PHASES] + LOSSES:
         parts = [abs(a[name] - b[name]) / max(abs(b[name]), 1e-12) for a, b in zip(rows, exact, strict=True)]
-        mean = sum(row[name] for row in rows) / sum(row[name] for row in exact) - 1
+        total = sum(row[name] for row in exact)
+        mean = (sum(row[name] for row in rows) - total) / max(abs(total), 1e-12)
         result[name] = {"mean": mean, "median": statistics.median(parts), "max": max(parts), "fp32": exact[0][name]}
     return result
 

@@ -248,13 +248,13 @@ def test_every_deviation_has_its_switch() -> None:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: LossConfig(eikonal=-1), "loss.eikonal must not be negative"),
-        (lambda: LossConfig(mixing=1.5), "loss.mixing is a probability"),
-        (lambda: OptimConfig(full_betas=(0.0, 1.0)), r"betas lie in \[0, 1\)"),
+        (lambda: LossConfig(eikonal=-1), "loss.eikonal must be 0 or more, got -1"),
+        (lambda: LossConfig(mixing=1.5), "loss.mixing must be between 0 and 1, got 1.5"),
+        (lambda: OptimConfig(full_betas=(0.0, 1.0)), "optim.full_betas must be 0 or more and below 1"),
         (lambda: TrainConfig(precision="fp16"), "expected fp32, tf32"),
         (lambda: stylesdf.ModelConfig(resolution=100), "power of two"),
         (lambda: stylesdf.ModelConfig(layers=0), "model.layers must be at least 1"),
-        (lambda: stylesdf.ViewConfig(dist_radius=1.5), "dist_radius within 0..1"),
+        (lambda: stylesdf.ViewConfig(dist_radius=1.5), "view.dist_radius must lie within 0..1"),
     ],
 )
 def test_bad_settings_are_said(make, words: str) -> None:
