@@ -15,7 +15,7 @@ from tests.conftest import CHECKOUT
 
 LAYERS = {
     "errors": 0, "files": 0, "progress": 0, "draws": 0, "tensors": 0, "recording": 0, "config": 0, "yaml_files": 0, "assets": 0,
-    "deviations": 0, "ranges": 0, "option_types": 0, "__init__": 0,
+    "deviations": 0, "ranges": 0, "option_types": 0, "tensor_files": 0, "__init__": 0,
     "cameras": 1, "lighting": 1,
     "face_model": 2, "mesh": 2,
     "nn": 3,

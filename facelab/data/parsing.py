@@ -33,6 +33,7 @@ from facelab.nn.pretrained.face_parsing import (
     is_bisenet,
 )
 from facelab.progress import progress_bar
+from facelab.tensor_files import one_line_for, read_tensor_file
 
 FORMAT = "facelab-face-parser"
 SETTINGS, REPORT = "masks.json", "report.json"
@@ -110,20 +111,13 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not path.is_file():
         raise UserError(f"no parser file at {path}: expected a .pth or .safetensors file; check the path")
     meta: dict[str, str] = {}
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors import safe_open
+    words = "a .pth or .safetensors file of tensors", "get the file again"
+    content = read_tensor_file(path, *words)
+    if path.suffix == ".safetensors":
+        from safetensors import safe_open
 
-            with safe_open(path, framework="pt") as file:
-                meta = dict(file.metadata() or {})
-                content: Any = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no iterator
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch's own text explains at length how to run what is in a file
-        raise UserError(
-            f"{path}: expected a .pth or .safetensors file of tensors, got one that is damaged or holds more than tensors "
-            f"({type(error).__name__}); get the file again"
-        ) from error
+        with one_line_for(path, *words), safe_open(path, framework="pt") as file:
+            meta = dict(file.metadata() or {})
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):

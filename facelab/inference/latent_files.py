@@ -21,6 +21,7 @@ from torch import Tensor
 from facelab.errors import UserError
 from facelab.files import atomic_path
 from facelab.generator import Codes
+from facelab.tensor_files import one_line_for, read_tensor_file
 
 FORMAT = "facelab-codes"
 SESSION_FILE = "latents.safetensors"
@@ -50,21 +51,14 @@ def read_codes(path: str | Path, generator: Any) -> Codes:
         raise UserError(
             f"no codes at {path}: expected a .safetensors, .pth or .npy file, or a session folder; check the path"
         )
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            values = load_file(path)
-        elif path.suffix == ".npy":
+    words = "codes", "take a file of --save-latents"
+    if path.suffix == ".npy":
+        with one_line_for(path, *words):
             values = {"w": _from_array(np.load(path, allow_pickle=False), generator)}
-        else:
-            values = _from_original(torch.load(path, map_location="cpu", weights_only=True))
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    except Exception as error:
-        raise UserError(
-            f"{path} cannot be read as codes ({type(error).__name__}); expected a file of --save-latents"
-        ) from error
+    else:
+        values = read_tensor_file(path, *words)
+        if path.suffix != ".safetensors":
+            values = _from_original(values, path)
     needed = {name: tuple(average.shape[1:]) for name, average in generator.average_codes().values.items()}
     optional = {name: shape for name, shape in getattr(generator, "optional_codes", {}).items() if name in values}
     for name, shape in {**needed, **optional}.items():
@@ -91,14 +85,14 @@ def _from_array(array: np.ndarray, generator: Any) -> Tensor:
     return w
 
 
-def _from_original(data: Any) -> dict[str, Tensor]:
+def _from_original(data: Any, path: Path) -> dict[str, Tensor]:
     """The two dictionaries that FENeRF's scripts write under the same name.
 
     Videos: ``truncated_{frequencies,phase_shifts}_{geo,app}``. Inversions: base values and offsets,
     ``w_{geo,app}_{frequencies,phase_shifts}`` plus ``..._frequency_offsets`` and ``..._phase_shift_offsets``.
     """
     if not isinstance(data, dict):
-        raise UserError("expected a dictionary of tensors, as FENeRF's scripts write it")
+        raise UserError(f"{path}: expected a dictionary of tensors, as FENeRF's scripts write it")
     codes = {}
     for name in ("geo", "app"):
         if f"truncated_frequencies_{name}" in data:
@@ -110,7 +104,8 @@ def _from_original(data: Any) -> dict[str, Tensor]:
             ]
         else:
             raise UserError(
-                f"no codes of '{name}' in it; expected keys such as w_{name}_frequencies, got {sorted(map(str, data))[:4]}"
+                f"{path}: no codes of '{name}' in it; expected keys such as w_{name}_frequencies, "
+                f"got {sorted(map(str, data))[:4]}"
             )
         parts = []
         for base, offset in keys:
@@ -119,8 +114,8 @@ def _from_original(data: Any) -> dict[str, Tensor]:
                 value = value + data[offset] if value.shape == data[offset].shape else None
             if not isinstance(value, Tensor) or value.ndim != 2 or (parts and value.shape != parts[0].shape):
                 raise UserError(
-                    f"'{base}' is missing or does not fit the others; expected tensors (N, width), offsets, frequencies "
-                    f"and phases of '{name}' of the same shape"
+                    f"{path}: '{base}' is missing or does not fit the others; expected tensors (N, width), offsets, "
+                    f"frequencies and phases of '{name}' of the same shape"
                 )
             parts.append(value.detach().float())
         codes[name] = torch.stack(parts, dim=1)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from facelab import tensor_files
 from facelab.errors import UserError
 from facelab.metrics.frechet import FeatureStats, frechet_distance
 from facelab.metrics.inception import InceptionV3
@@ -162,24 +163,13 @@ def read_tensor_file(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no such weight file: {path}")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        if _is_torchscript(path):
+    words = "tensors by name (.safetensors, .pth or TorchScript)", "check the path or get it again"
+    with tensor_files.one_line_for(path, *words):
+        if path.suffix != ".safetensors" and _is_torchscript(path):
             from facelab.checkpoints.torchscript import read_torchscript
 
             return dict(read_torchscript(path))
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except UserError:
-        raise
-    except Exception as error:  # torch and safetensors raise many kinds for damaged files
-        # not its text: torch answers with advice that would run what stands in the file
-        raise UserError(
-            f"{path} is damaged or not a weight file ({type(error).__name__}), expected tensors by name (.safetensors, "
-            ".pth or TorchScript); check the path or get it again"
-        ) from error
+    content = tensor_files.read_tensor_file(path, *words)
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"{path} must hold a state dictionary (name -> tensor), got {type(content).__name__}")
     return dict(content)

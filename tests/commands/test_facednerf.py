@@ -406,7 +406,7 @@ def test_bad_input(model: Path, tmp_path: Path) -> None:
         ),
         (
             relight("--light", "left", "--light-weight", 1, "--light-network", tmp_path / "cut.pt"),
-            "not a file of tensors",
+            "damaged or holds more than tensors",
         ),
         (edit("--prompt", "  ", *TEXT), "the prompt is empty"),
         (edit(*TEXT), "Missing option '--prompt'"),

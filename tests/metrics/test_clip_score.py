@@ -125,7 +125,7 @@ def test_what_is_no_clip_is_refused_in_one_line(folder: Path, packed: Path, tmp_
     for path, prompt, message in (
         (folder / "absent", "a man", "no CLIP weights at .*check the path"),
         (other, "a man", "holds no CLIP: expected model.safetensors"),
-        (other / "vit.pth", "a man", "damaged or not a weight file"),
+        (other / "vit.pth", "a man", "damaged or holds more than tensors"),
         (other / "resnet.pth", "a man", "resnet.pth: this is not CLIP: the picture tower needs"),
         (packed, " ", "the prompt is empty"),
     ):

@@ -186,7 +186,7 @@ def test_damaged_and_hostile_files_are_refused(tmp_path):
     with pytest.raises(UserError, match="no such weight file"):
         read_tensor_file(tmp_path / "missing.pth")
     (tmp_path / "text.pth").write_text("hello")
-    with pytest.raises(UserError, match="damaged or not a weight file"):
+    with pytest.raises(UserError, match="damaged or holds more than tensors"):
         read_tensor_file(tmp_path / "text.pth")
     whole = state_file(tmp_path / "a.pth")[0].read_bytes()
     (tmp_path / "half.pth").write_bytes(whole[: len(whole) // 2])
@@ -196,7 +196,7 @@ def test_damaged_and_hostile_files_are_refused(tmp_path):
     with pytest.raises(UserError, match="must hold a state dictionary"):
         read_tensor_file(tmp_path / "list.pth")
     (tmp_path / "hostile.pth").write_bytes(b"cos\nsystem\n(S'touch " + str(tmp_path / "ran").encode() + b"'\ntR.")
-    with pytest.raises(UserError, match="damaged or not a weight file"):
+    with pytest.raises(UserError, match="damaged or holds more than tensors"):
         read_tensor_file(tmp_path / "hostile.pth")
     assert not (tmp_path / "ran").exists()
 

@@ -11,12 +11,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from facelab.errors import UserError
+from facelab.tensor_files import read_tensor_file
 
 SIZE = 224  # pixels of the aligned face that the published weights were trained on
 COEFFICIENTS = 257
@@ -207,12 +207,7 @@ def _published_name(ours: str) -> str:
 
 def _read(path: Path) -> Mapping[str, Tensor]:
     """The network's tensors in a published file or in a bare state dictionary."""
-    try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a foreign file makes the reader say, the user gets one line
-        raise UserError(
-            f"{path} is damaged or holds more than tensors ({type(error).__name__}); get the file again"
-        ) from error
+    content = read_tensor_file(path, "Deep3DFaceRecon's epoch_20.pth", "get the file again")
     if isinstance(content, Mapping) and GROUP in content:
         content = content[GROUP]
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):

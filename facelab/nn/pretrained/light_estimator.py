@@ -10,7 +10,6 @@ Shape legend: N pictures, H and W multiples of 16 (DPR was trained on 512 x 512)
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, get_args
@@ -21,6 +20,7 @@ from torch.nn import functional as F
 
 from facelab import assets
 from facelab.errors import UserError, nearest
+from facelab.tensor_files import read_tensor_file
 
 Norm = Literal["running", "picture", "batch"]
 WIDTHS = (16, 16, 32, 64, 155)  # of the stem, then after each halving
@@ -28,16 +28,6 @@ LIGHT = 27  # channels at the bottom that carry the light
 HIDDEN = 128
 SIDE = 512  # pixels a side that DPR was trained on
 HALVINGS = 4
-_UNREADABLE = (
-    OSError,
-    RuntimeError,
-    pickle.UnpicklingError,
-    EOFError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    LookupError,
-)
 EXPECTED = "expected DPR's trained_model_03.t7"
 
 
@@ -275,16 +265,7 @@ def _nested(depth: int) -> str:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (*_UNREADABLE, SafetensorError) as error:
-        # not its text: torch answers with advice that would run what stands in the file
-        raise UserError(f"{path}: damaged or not a file of tensors ({type(error).__name__}); {EXPECTED}") from error
+    content = read_tensor_file(path, "DPR's trained_model_03.t7", "check the path or get it again")
     tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
     if not tensors:
         raise UserError(f"{path}: holds no named tensors; {EXPECTED}")

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from facelab.errors import UserError
+from facelab.tensor_files import read_tensor_file
 
 FILES = ("pnet.pt", "rnet.pt", "onet.pt")
 PACKAGE, MODULE = "facenet-pytorch", "facenet_pytorch"
@@ -270,12 +271,7 @@ def find_weights() -> Path:
 def _load(net: nn.Module, path: Path) -> None:
     if not path.is_file():
         raise UserError(f"no file {path}: expected MTCNN weights; install them with '{INSTALL}'")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # not its text: torch answers with advice that would run what stands in the file
-        raise UserError(
-            f"{path}: expected MTCNN weights, got a damaged or foreign file ({type(error).__name__}); reinstall with '{INSTALL}'"
-        ) from error
+    state = read_tensor_file(path, "MTCNN weights", f"reinstall with '{INSTALL}'")
     try:
         net.load_state_dict(state)
     except (RuntimeError, ValueError, TypeError, AttributeError, KeyError) as error:
