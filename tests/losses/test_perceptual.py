@@ -88,7 +88,7 @@ def test_files_that_are_something_else(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"features.2.weight must be \(64, 64, 3, 3\), got \(64, 3, 3, 3\)"):
         LpipsVgg({**tensors, "features.2.weight": tensors["features.0.weight"]})
     (tmp_path / "noise.pt").write_bytes(b"no weights")
-    with pytest.raises(UserError, match="damaged or not a weight file"):
+    with pytest.raises(UserError, match="damaged or holds more than tensors"):
         load_perceptual(str(tmp_path / "noise.pt"))
 
 
