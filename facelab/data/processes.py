@@ -42,7 +42,7 @@ def in_processes(
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=initializer, initargs=initargs)
     try:
-        with _deaf_to_interrupts():  # workers start here and inherit it: Ctrl-C is for this process alone
+        with deaf_to_interrupts():  # workers start here and inherit it: Ctrl-C is for this process alone
             waiting: list[Future[Result]] = [pool.submit(work, job) for job in jobs]
         for done in as_completed(waiting):
             yield done.result()
@@ -55,7 +55,8 @@ def in_processes(
 
 
 @contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
+def deaf_to_interrupts() -> Iterator[None]:
+    """Processes that start now ignore Ctrl-C, until they say otherwise, instead of telling of it."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 
+from facelab.data.processes import deaf_to_interrupts
 from facelab.errors import UserError
 from facelab.training.distributed import RelayedError, from_torchrun, is_consequence, join, leave, under_torchrun
 
@@ -127,7 +128,7 @@ def _spawn(worker: Worker, args: Sequence[Any], kind: str, count: int) -> int:
         common = (count, kind, folder, os.getpid(), worker, tuple(args))
         children = [context.Process(target=_child, args=(rank, *common)) for rank in range(count)]
         with _forward_signals(children, Path(folder)) as stop:
-            with _ignored_interrupts():
+            with deaf_to_interrupts():  # until they are in their own process groups
                 for child in children:
                     if not stop.early:
                         child.start()
@@ -155,19 +156,6 @@ class _Stop:
 def _status(code: int | None, asked: int) -> int:
     """A child's exit status; dying of the signal that all were sent counts as shells count it."""
     return 128 + asked if asked and code == -asked else code or 0
-
-
-@contextlib.contextmanager
-def _ignored_interrupts() -> Iterator[None]:
-    """Children that start now ignore Ctrl-C until they are in their own process groups, instead of telling of it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _wait(children: list[BaseProcess]) -> list[int | None]:
@@ -256,7 +244,7 @@ def _child(rank: int, world: int, kind: str, folder: str, parent: int, worker: W
     code = 1
     try:
         distributed = join(rank, world, rank, kind, (Path(folder) / "rendezvous").as_uri())
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored until now, see _ignored_interrupts
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored until now, see deaf_to_interrupts
         _joined(Path(folder), rank).touch()
         code = worker(distributed, *args) or 0
     except KeyboardInterrupt:
