@@ -17,6 +17,7 @@ def check_ranges(
     not_negative: Iterable[str] = (),
     shares: Iterable[str] = (),
     decays: Iterable[str] = (),
+    powers_of_two: Iterable[str] = (),
 ) -> None:
     """Check the numbers of one section; None, where a setting allows it, always fits.
 
@@ -28,6 +29,7 @@ def check_ranges(
         not_negative: 0 or more.
         shares: between 0 and 1.
         decays: 0 or more and below 1.
+        powers_of_two: sides of pictures and planes, 4 or more.
 
     Raises:
         ValueError: names the setting, what it must be and what it is.
@@ -49,6 +51,9 @@ def check_ranges(
     for name, value in _entries(settings, set(decays)):
         if not all(0 <= number < 1 for number in _numbers(value)):
             raise ValueError(f"{section}.{name} must be 0 or more and below 1, got {value}")
+    for name, value in _entries(settings, set(powers_of_two)):
+        if value < 4 or value & (value - 1):
+            raise ValueError(f"{section}.{name} must be a power of two from 4, got {value}")
 
 
 def _entries(settings: Any, names: set[str] | None = None) -> Iterator[tuple[str, Any]]:

@@ -60,11 +60,10 @@ class ModelConfig:
             ),
             positive=("box_side", "clamp"),
             not_negative=("superresolution_half", "half_blocks", "decoder_lr_mul"),
+            powers_of_two=("plane_resolution",),
         )  # fmt: skip
         if self.features < 3:
             raise ValueError(f"model.features must be at least 3, whose first are the colour, got {self.features}")
-        if self.plane_resolution < 4 or self.plane_resolution & (self.plane_resolution - 1):
-            raise ValueError(f"model.plane_resolution must be a power of two from 4, got {self.plane_resolution}")
         known = ("auto", "none", *SUPERRESOLUTION_SIDES)
         if self.superresolution not in known:
             hint = nearest(self.superresolution, known)

@@ -128,9 +128,9 @@ class OptimConfig:
     eps: float = 1e-8
 
     def __post_init__(self) -> None:
-        check_ranges("optim", self, positive=("eps",), not_negative=("generator_lr", "discriminator_lr"))
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"optim.betas must be 0 or more and below 1, got {self.betas}")
+        check_ranges(
+            "optim", self, positive=("eps",), not_negative=("generator_lr", "discriminator_lr"), decays=("betas",)
+        )
 
 
 @dataclass(frozen=True)

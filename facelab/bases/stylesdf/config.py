@@ -52,10 +52,8 @@ class ModelConfig:
                 "latent_dim", "style_dim", "mapping_layers", "width", "layers", "channel_multiplier", "channel_max",
                 "decoder_mapping_layers",
             ),
-            positive=("decoder_lr_mul", "clamp"), not_negative=("half_blocks",),
+            positive=("decoder_lr_mul", "clamp"), not_negative=("half_blocks",), powers_of_two=("resolution",),
         )  # fmt: skip
-        if self.resolution < 4 or self.resolution & (self.resolution - 1):
-            raise ValueError(f"model.resolution must be a power of two from 4 pixels, got {self.resolution}")
 
 
 @dataclass(frozen=True)

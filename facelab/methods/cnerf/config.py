@@ -51,10 +51,8 @@ class ModelConfig:
                 "regions", "depth", "width", "style_dim", "mapping_layers", "transfer_channels", "channel_multiplier",
                 "channel_max",
             ),
-            positive=("lr_mapping", "clamp"), not_negative=("half_blocks",),
+            positive=("lr_mapping", "clamp"), not_negative=("half_blocks",), powers_of_two=("resolution",),
         )  # fmt: skip
-        if self.resolution < 4 or self.resolution & (self.resolution - 1):
-            raise ValueError(f"model.resolution must be a power of two from 4 pixels, got {self.resolution}")
 
 
 @dataclass(frozen=True)
